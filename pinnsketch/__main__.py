@@ -1,0 +1,5 @@
+"""`python -m pinnsketch`."""
+
+from pinnsketch.cli import main
+
+main()

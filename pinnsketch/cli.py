@@ -1,0 +1,306 @@
+"""The command `pinnsketch`: words in, words out, no numerics."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+SOLVED, WRONG_INPUT, NON_FINITE, INTERRUPTED = 0, 2, 3, 130
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="Solve differential equations with neural networks, and see whether their gradients are healthy.",
+)  # fmt: skip
+new = typer.Typer(no_args_is_help=True, help="Write files to start from.")
+app.add_typer(new, name="new")
+
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to; by default a new one under runs/.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over the run that is in the folder.")]
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A YAML or problem file, or the name of a shipped config.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    show_traceback: Annotated[bool, typer.Option("--traceback", help="Show where an unexpected error came from.")] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    context.obj = {"traceback": show_traceback}
+    if show_version:
+        from pinnsketch import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def solve(config: ConfigArgument, out: Out = None, as_json: Json = False, overwrite: Overwrite = False) -> None:
+    """Train; report error, residuals and health; write a run folder.
+
+    A problem file is Python, and runs as Python: use only files that you trust.
+    """
+    from pinnsketch.library import find_config, find_problem, load_problem
+    from pinnsketch.run import Run
+
+    settings, folder = find_config(config)
+    source = find_problem(settings.problem, folder)
+    target = _new_folder(out, Path(config).stem, overwrite)
+    run = Run(load_problem(source, settings.parameters), settings, target, source=source)
+    _finish(run, as_json)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that was stopped.")], as_json: Json = False
+) -> None:
+    """Go on with a stopped run, to end bit for bit where it would have ended (on CPU)."""
+    from pinnsketch.run import Run
+
+    _finish(Run.resume(folder), as_json)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="CONFIG", help="A config as for solve, or a run folder.")],
+    second: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A second run folder.")] = None,
+    out: Out = None,
+    as_json: Json = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """The same run with and without the monitor: errors, time, memory. Or two run folders side by side."""
+    from pinnsketch.library import find_config, find_problem, load_problem
+    from pinnsketch.report.tables import comparison_table, folders_table
+    from pinnsketch.run import interruptible, plain
+    from pinnsketch.solve import Comparison, compare_folders
+
+    if second is not None:
+        result = compare_folders(Path(first), second)
+        _show(result, as_json, folders_table(result))
+        if out is not None:
+            _write_json(_made(out) / "compare.json", result)
+        return
+    settings, folder = find_config(first)
+    comparison = Comparison(load_problem(find_problem(settings.problem, folder), settings.parameters), settings)
+    target = _new_folder(out, f"compare-{Path(first).stem}", overwrite)
+    _made(target)
+    with interruptible() as asked, _Display(comparison.watched.total, quiet=as_json) as display:
+        for steps in comparison:
+            display.update(steps, comparison.watched)
+            if asked:
+                break
+        result = comparison.result()
+    _write_json(target / "compare.json", plain(result))
+    _show(plain(result), as_json, comparison_table(result), f"Written to {target / 'compare.json'}")
+    if asked:
+        _leave("Interrupted: this compares the steps until then.", INTERRUPTED)
+    if result["outcome"] == "non-finite":
+        _leave("Training went non-finite in both runs.", NON_FINITE)
+
+
+@app.command()
+def check(
+    problem: Annotated[str, typer.Argument(metavar="PROBLEM", help="A problem file, a config, or a shipped problem.")],
+    as_json: Json = False,
+) -> None:
+    """Before training: does the exact solution satisfy every term? Are shapes, names and points right?"""
+    from dataclasses import asdict
+
+    from pinnsketch.check import check as check_problem
+    from pinnsketch.library import find_config, find_problem, load_problem, names
+    from pinnsketch.report.tables import check_table
+
+    settings, folder = (None, Path.cwd()) if problem in names("problems") else find_config(problem)
+    source = find_problem(settings.problem if settings else problem, folder)
+    loaded = load_problem(source, settings.parameters if settings else {})
+    points = settings.points.model_dump(exclude={"resample", "test"}) if settings else {}
+    checks, warnings = check_problem(loaded, **points)
+    _show({"terms": [asdict(c) for c in checks], "warnings": warnings}, as_json, check_table(checks))
+    for warning in warnings:
+        _say(f"[yellow]Warning:[/] {escape(warning)}")
+    wrong = [c.name for c in checks if not c.ok]
+    if wrong:
+        _leave(f"The exact solution does not satisfy {', '.join(wrong)}: correct the residual or the solution.", WRONG_INPUT)
+
+
+@new.command("problem")
+def new_problem(name: Annotated[str, typer.Argument(help="A name that Python allows, such as my_problem.")]) -> None:
+    """Write NAME.py and NAME.yaml, a problem that works, to change into yours."""
+    from pinnsketch.library import HERE
+
+    if not name.isidentifier():
+        _leave(f"{name!r} is no name that Python allows; use letters, digits and _, as in my_problem.", WRONG_INPUT)
+    files = {Path(f"{name}.{end}"): (HERE / "templates" / f"problem.{end}").read_text() for end in ("py", "yaml")}
+    for path in files:
+        if path.exists():
+            _leave(f"{path} exists already; choose another name.", WRONG_INPUT)
+    for path, text in files.items():
+        path.write_text(text.replace("NAME", name))
+    print(f"Wrote {name}.py and {name}.yaml. Now try:\n  pinnsketch check {name}.py\n  pinnsketch solve {name}.yaml")
+
+
+def _finish(run: Any, as_json: bool) -> None:
+    """Train a run to its end, or to Ctrl-C, and say what came of it."""
+    from pinnsketch.report.tables import metrics_table
+    from pinnsketch.run import interruptible, plain
+
+    for warning in run.warnings:
+        _say(f"[yellow]Warning:[/] {escape(warning)}")
+    with interruptible() as asked:
+        with _Display(run.total, quiet=as_json) as display:
+            for step in run:
+                display.update(step.index, run, step)
+                if asked:
+                    break
+        solution = run.finish(interrupted=bool(asked))
+    _show(plain(solution.metrics), as_json, metrics_table(solution.metrics))
+    if solution.metrics["note"]:
+        _say(f"Stopped early: {solution.metrics['note']}.")
+    if run.trouble:
+        _say(f"[red]Could not write everything to {run.folder}:[/] {escape(run.trouble)}.")
+    if solution.outcome == "interrupted":
+        _leave(f"Interrupted at step {solution.metrics['steps']}. Go on with: pinnsketch resume {run.folder}", INTERRUPTED)
+    if solution.outcome == "non-finite":
+        _leave(_non_finite(run), NON_FINITE)
+    if not as_json and not run.trouble:
+        print(f"Written to {run.folder}")
+
+
+def _non_finite(run: Any) -> str:
+    step = run.metrics()["steps"]
+    findings = "; ".join(str(finding) for finding in run.health.findings if finding.kind == "non-finite")
+    return (
+        f"Training went non-finite at step {step}; the parameters before it are kept in {run.folder}/model.pt. "
+        f"{findings or f'The loss of step {step} is no number. Lower train.lr.'}"
+    )
+
+
+class _Display:
+    """Progress on a terminal: losses by term, error, speed, time left. Silent elsewhere."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        self._console = Console(stderr=True)
+        self._on = self._console.is_terminal and not quiet
+        self._progress = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(compact=True), console=self._console,
+        )  # fmt: skip
+        self._task = self._progress.add_task("", total=total, speed="")
+        self._words = ""
+        self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)
+
+    def _render(self) -> Group:
+        return Group(self._progress, self._words)
+
+    def __enter__(self) -> _Display:
+        if self._on:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._on:
+            self._live.stop()
+
+    def update(self, steps: int, run: Any, step: Any = None) -> None:
+        for finding in run.fresh:
+            self._console.print(f"[yellow]Health:[/] {escape(str(finding))}")
+        if not self._on:
+            return
+        speed = f"{steps / run.seconds:.0f} steps/s" if run.seconds else ""
+        self._progress.update(self._task, completed=steps, speed=speed)
+        if step is not None:
+            losses = "  ".join(f"{name} {value:.2e}" for name, value in step.losses.items())
+            error = run.history[-1]["error"] if run.history else None
+            self._words = f"{step.method}  {losses}" + (f"  relative L2 error {error['overall']:.2e}" if error else "")
+
+
+def _new_folder(out: Path | None, name: str, overwrite: bool) -> Path:
+    if out is None:
+        candidates: Iterator[Path] = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1_000_000))
+        return next(path for path in candidates if not path.exists())
+    held = [word for word in ("metrics.json", "checkpoint.pt", "compare.json") if (out / word).exists()]
+    if held and not overwrite:
+        _leave(f"{out} holds a run already ({held[0]}). Choose another folder, or add --overwrite.", WRONG_INPUT)
+    return out
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _leave(f"Cannot write to {folder}: {error.strerror}. Choose another folder with --out.", WRONG_INPUT)
+    return folder
+
+
+def _write_json(path: Path, result: Any) -> None:
+    from pinnsketch import checkpoint
+
+    try:
+        checkpoint.write_text(path, json.dumps(result, indent=1))
+    except OSError as error:
+        _say(f"[red]Could not write {path}:[/] {error.strerror or error}.")
+
+
+def _show(result: Any, as_json: bool, table: Any, *lines: str) -> None:
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    Console().print(table)
+    for line in lines:
+        print(line)
+
+
+def _say(words: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(words, highlight=False)
+
+
+def _leave(words: str, code: int) -> NoReturn:
+    _say(escape(words))
+    raise typer.Exit(code)
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Run the command, and turn every failure into one clear message and an exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_guarded(lambda: app(words, standalone_mode=False, prog_name="pinnsketch"), "--traceback" in words))
+
+
+def _guarded(action: Callable[[], Any], show_traceback: bool) -> int:
+    try:
+        code = action()
+        return code if isinstance(code, int) else SOLVED
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        _say("Interrupted.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return SOLVED
+    except Exception as error:
+        if hasattr(error, "show"):  # a wrong word on the command line: typer says what was expected
+            error.show()
+            return WRONG_INPUT
+        if show_traceback:
+            traceback.print_exc()
+        expected = isinstance(error, (ValueError, OSError))
+        text = str(error) or type(error).__name__
+        more = "" if expected else " This is unexpected: pinnsketch --traceback ... shows where it comes from."
+        _say(escape(f"Error: {text if expected else f'{type(error).__name__}: {text}.'}{more}"))
+        return WRONG_INPUT
+
+
+if __name__ == "__main__":
+    main()

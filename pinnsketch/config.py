@@ -1,0 +1,292 @@
+"""YAML to a frozen, validated RunConfig. YAML holds numbers and names; Python holds mathematics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from pinnsketch.methods import METHODS
+from pinnsketch.network import ACTIVATIONS, KINDS
+from pinnsketch.points import SAMPLERS
+from pinnsketch.train import Stage
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message gives the dotted path of each fault."""
+
+
+class Loader(yaml.SafeLoader):
+    """yaml.SafeLoader, which reads numbers as YAML 1.2 does: `2e-3` is a number, and keys may not repeat."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+    return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
+
+
+Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "expected a number")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "expected a whole number")
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _row_of(table: Mapping[str, Any], word: str) -> Any:
+    def known(name: str) -> str:
+        if name not in table:
+            raise PydanticCustomError("unknown_name", f"there is no {word} {name!r}{_close(name, table)}")
+        return name
+
+    return AfterValidator(known)
+
+
+def _close(name: object, known: Any) -> str:
+    names = [str(k) for k in known]
+    match = get_close_matches(str(name), names, 1)
+    return (f"; did you mean {match[0]!r}?" if match else "") + f" (known: {', '.join(names)})"
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a configuration: frozen; it refuses keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_keys(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            raise PydanticCustomError("section", f"expected keys and values ({', '.join(cls.model_fields)})")
+        for key in data:
+            if key not in cls.model_fields and cls.model_config.get("extra") != "allow":
+                raise PydanticCustomError("unknown_key", f"there is no key {key!r} here{_close(key, cls.model_fields)}")
+        return data
+
+
+class NetworkConfig(Section):
+    """The network: its kind, and width, depth and activation of its hidden layers."""
+
+    kind: Annotated[str, _row_of(KINDS, "network")] = "mlp"
+    width: Count = 50
+    depth: Count = 4
+    activation: Annotated[str, _row_of(ACTIVATIONS, "activation")] = "tanh"
+
+
+class PointsConfig(Section):
+    """Collocation points on each interior and each boundary region, or by term; `resample`: fresh ones every so many steps."""
+
+    interior: Count = 1000
+    boundary: Count = 200
+    terms: dict[str, Count] = {}
+    sampler: Annotated[str, _row_of(SAMPLERS, "sampler")] = "sobol"
+    resample: Whole = 0
+    test: Count = 10_000
+
+    @model_validator(mode="after")
+    def _grid_does_not_move(self) -> PointsConfig:
+        if self.sampler == "grid" and self.resample:
+            raise PydanticCustomError(
+                "grid", "a grid gives the same points at every draw, so resample would do nothing: set it to 0"
+            )
+        return self
+
+
+class StageConfig(Section):
+    """A method, its steps, and its own options (`lr`, `history`, ...)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    method: Annotated[str, _row_of(METHODS, "method")]
+    steps: Count = 2000
+
+    @model_validator(mode="after")
+    def _options_of_the_method(self) -> StageConfig:
+        known = _options(self.method)
+        for name, value in self.options.items():
+            if name not in known:
+                raise PydanticCustomError(
+                    "unknown_key", f"{self.method} has no option {name!r}{_close(name, ('steps', *known))}"
+                )
+            _check_option(name, value, known[name])
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    def stage(self) -> Stage:
+        known = _options(self.method)
+        return Stage(self.method, self.steps, {name: type(known[name])(value) for name, value in self.options.items()})
+
+
+def _check_option(name: str, value: Any, default: Any) -> None:
+    """An option must be of the kind of its default: positive numbers, or a pair of shares."""
+    if isinstance(default, tuple):
+        kind = f"{len(default)} numbers from 0 to 1"
+        fits = isinstance(value, list) and len(value) == len(default) and all(_is_number(v) and 0 <= v < 1 for v in value)
+    else:
+        kind = f"a {'whole ' if isinstance(default, int) else ''}number above 0"
+        fits = _is_number(value) and 0 < value < float("inf") and (isinstance(default, float) or value == int(value))
+    if not fits:
+        raise PydanticCustomError("option", f"{name}: expected {kind}; got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _options(method: str) -> dict[str, Any]:
+    found = signature(METHODS[method].__init__).parameters.values()
+    return {p.name: p.default for p in found if p.default is not Parameter.empty}
+
+
+class TrainConfig(Section):
+    """The methods in order, the seed of everything random, and how often to log and to save a checkpoint (in steps)."""
+
+    schedule: tuple[StageConfig, ...] = (
+        StageConfig(method="adam", steps=500),
+        StageConfig(method="lbfgs", steps=2000),
+    )
+    seed: Whole = 0
+    log: Count = 50
+    checkpoint: Count = 500
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_method_or_a_list(cls, data: Any) -> Any:
+        if isinstance(data, (list, tuple)):
+            data = {"schedule": data}
+        if isinstance(data, Mapping) and "method" in data:
+            if "schedule" in data:
+                raise PydanticCustomError("both", "give either a method or a schedule of methods, not both")
+            mine = {key: value for key, value in data.items() if key in cls.model_fields}
+            data = {**mine, "schedule": [{key: value for key, value in data.items() if key not in mine}]}
+        return data
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> TrainConfig:
+        if not self.schedule:
+            raise PydanticCustomError("empty", "the schedule is empty; give at least one method")
+        return self
+
+
+class MonitorConfig(Section):
+    """The monitor: rank and decay of its sketches, how often it looks (in steps), and numbers in a gradient sketch."""
+
+    rank: Count = 4
+    decay: Share = 0.9
+    every: Count = 10
+    size: Annotated[int, BeforeValidator(_whole), Field(ge=8)] = 512
+    adaptive: bool = False
+
+
+class RunConfig(Section):
+    """Everything about one run that is not mathematics."""
+
+    problem: str
+    parameters: dict[str, Any] = {}
+    network: NetworkConfig = NetworkConfig()
+    points: PointsConfig = PointsConfig()
+    weights: dict[str, Positive] = {}
+    train: TrainConfig = TrainConfig()
+    monitor: MonitorConfig | None = MonitorConfig()
+    precision: Literal["float64", "float32"] = "float64"
+    device: str = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _monitor_on_or_off(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("monitor"), bool):
+            data = {**data, "monitor": {} if data["monitor"] else None}
+        return data
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read a YAML file.
+
+    Raises:
+        ConfigError: naming the file and every fault in it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"Cannot read {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not text in UTF-8; is it a YAML file?") from None
+    try:
+        data = yaml.load(text, Loader=Loader)  # Loader is a SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {_where(error)}.") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys and values, at least 'problem: NAME'; got {type(data).__name__}.")
+    return make_config(data, str(path))
+
+
+def make_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
+    """Validate a mapping. Raises ConfigError naming `source` and each fault with its dotted path."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        faults = [_explain(fault) for fault in error.errors()]
+        listed = faults[0] if len(faults) == 1 else "".join(f"\n  {fault}" for fault in faults)
+        raise ConfigError(f"{source}: {listed}") from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The configuration as YAML, defaults written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+_EXPECTED = {
+    "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
+    "float_parsing": "a number", "float_type": "a number", "finite_number": "a finite number",
+    "string_type": "text", "bool_type": "true or false", "bool_parsing": "true or false",
+    "dict_type": "keys and values", "tuple_type": "a list",
+}  # fmt: skip
+
+
+def _explain(fault: Any) -> str:
+    path = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "missing":
+        return f"{path}: is missing"
+    if fault["type"] in _EXPECTED:
+        return f"{path}: expected {_EXPECTED[fault['type']]}; got {fault['input']!r}"
+    message = fault["msg"].replace("Input should be", "expected")
+    if fault["type"] in ("greater_than", "greater_than_equal", "less_than", "literal_error", "number"):
+        message += f"; got {fault['input']!r}"
+    return f"{path}: {message}" if path else message
+
+
+def _where(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{getattr(error, 'problem', None) or str(error) or type(error).__name__}{place}"

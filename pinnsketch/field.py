@@ -1,0 +1,171 @@
+"""Field: an unknown bound to points, which reads like the paper: `u`, `u.x`, `u.xx`, `u.t`, `u.n`, `u.d("theta")`."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pinnsketch.derivatives import Derivatives, differentiate
+
+Read = tuple[str, tuple[str, ...]]
+"""An unknown and the coordinates along which it is differentiated."""
+
+
+class FieldError(ValueError):
+    """A derivative that an unknown does not have."""
+
+
+class Field:
+    """The values of an unknown at n points, and its exact partial derivatives there.
+
+    A Field is no tensor: arithmetic and torch functions on it give plain tensors `(n, 1)`, its attributes give derivatives
+    `(n, 1)`. `u.x` and `u.xy` go by one-letter coordinates, `u.theta` by a whole name, `u.d("theta", "theta")` by any names;
+    `u.n` is the derivative along the outward normal of the region.
+    """
+
+    __slots__ = ("_coordinates", "_derivatives", "_name", "_normal", "_output", "_reads")
+
+    def __init__(
+        self,
+        name: str,
+        output: int,
+        coordinates: tuple[str, ...],
+        derivatives: Derivatives,
+        normal: Tensor | None = None,
+        reads: set[Read] | None = None,
+    ) -> None:
+        self._name, self._output, self._coordinates = name, output, coordinates
+        self._derivatives, self._normal, self._reads = derivatives, normal, reads
+
+    @property
+    def value(self) -> Tensor:
+        """The values `(n, 1)`."""
+        self._note(())
+        return self._derivatives.value(self._output)
+
+    @property
+    def n(self) -> Tensor:
+        """The derivative along the outward unit normal `(n, 1)`, on boundaries."""
+        if self._normal is None:
+            raise FieldError(f"{self._name}.n: an interior has no normal; put this term on a boundary.")
+        return (grad(self) * self._normal).sum(dim=1, keepdim=True)
+
+    def d(self, *coordinates: str) -> Tensor:
+        """The partial derivative `(n, 1)`, once along each coordinate: `u.d("x", "t")` is u_xt."""
+        for name in coordinates:
+            if name not in self._coordinates:
+                raise FieldError(
+                    f"{self._name}.d({', '.join(map(repr, coordinates))}): {name!r} is no coordinate here; "
+                    f"the coordinates are {', '.join(self._coordinates)}."
+                )
+        if not coordinates:
+            return self.value
+        self._note(tuple(sorted(coordinates, key=self._coordinates.index)))
+        return self._derivatives.partial(self._output, tuple(map(self._coordinates.index, coordinates)))
+
+    def __getattr__(self, word: str) -> Tensor:
+        if word.startswith("_"):
+            raise AttributeError(word)
+        names = (word,) if word in self._coordinates else tuple(word)
+        unknown = [name for name in names if name not in self._coordinates]
+        if unknown:
+            raise FieldError(
+                f"{self._name}.{word}: {unknown[0]!r} is no coordinate here; the coordinates are "
+                f"{', '.join(self._coordinates)}. For the values use {self._name} itself, for coordinates with long names "
+                f'{self._name}.d("name", ...).'
+            )
+        return self.d(*names)
+
+    def _note(self, order: tuple[str, ...]) -> None:
+        if self._reads is not None:
+            self._reads.add((self._name, order))
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return function(*map(_plain, args), **{key: _plain(value) for key, value in (kwargs or {}).items()})
+
+    def __neg__(self) -> Tensor:
+        return -self.value
+
+    def __pos__(self) -> Tensor:
+        return self.value
+
+    def __abs__(self) -> Tensor:
+        return self.value.abs()
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return self.value[key]
+
+    def __repr__(self) -> str:
+        return f"<unknown {self._name}({', '.join(self._coordinates)})>"
+
+
+def _plain(argument: Any) -> Any:
+    if isinstance(argument, Field):
+        return argument.value
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(map(_plain, argument))
+    return argument
+
+
+def _forwards(operation: Callable[[Any, Any], Any]) -> Callable[[Field, Any], Tensor]:
+    return lambda self, other: operation(self.value, _plain(other))
+
+
+def _backwards(operation: Callable[[Any, Any], Any]) -> Callable[[Field, Any], Tensor]:
+    return lambda self, other: operation(_plain(other), self.value)
+
+
+for _word in ("add", "sub", "mul", "truediv", "pow"):
+    setattr(Field, f"__{_word}__", _forwards(getattr(operator, _word)))
+    setattr(Field, f"__r{_word}__", _backwards(getattr(operator, _word)))
+for _word in ("lt", "le", "gt", "ge"):
+    setattr(Field, f"__{_word}__", _forwards(getattr(operator, _word)))
+
+
+def grad(u: Field, *coordinates: str) -> Tensor:
+    """The gradient of an unknown `(n, k)`, along all coordinates of the problem or those named."""
+    return torch.cat([u.d(name) for name in coordinates or u._coordinates], dim=1)
+
+
+def laplacian(u: Field, *coordinates: str) -> Tensor:
+    """The sum of the second derivatives `(n, 1)` along the coordinates named, or along all but `t`."""
+    names = coordinates or tuple(name for name in u._coordinates if name != "t")
+    if not names:
+        raise FieldError(f"laplacian({u._name}): there is no coordinate but t; name the coordinates.")
+    return sum((u.d(name, name) for name in names[1:]), u.d(names[0], names[0]))
+
+
+def diff(expression: Tensor | Field, *coordinates: Tensor) -> Tensor:
+    """The derivative of an expression `(n, 1)` along coordinates, as the residual received them: `diff(u * u.x, x)`.
+
+    Raises:
+        ValueError: if the expression is not one column.
+    """
+    y = _plain(expression)
+    if y.ndim != 2 or y.shape[1] != 1:
+        raise ValueError(f"diff(): the expression must have shape (n, 1); got {tuple(y.shape)}. Take its columns one by one.")
+    for column in coordinates:
+        (y,) = differentiate(y, (column,))
+    return y
+
+
+def div(flux: Tensor | Sequence[Tensor], *coordinates: Tensor) -> Tensor:
+    """The divergence `(n, 1)` of a flux `(n, k)` along k coordinates: `div(a * grad(u), x, y)`.
+
+    Raises:
+        ValueError: if there are not as many components as coordinates.
+    """
+    components = list(flux.split(1, dim=1)) if isinstance(flux, Tensor) else list(flux)
+    if len(components) != len(coordinates):
+        raise ValueError(
+            f"div(): {len(components)} components and {len(coordinates)} coordinates; name one coordinate per component, "
+            "as in div(a * grad(u), x, y)."
+        )
+    return sum((diff(f, x) for f, x in zip(components[1:], coordinates[1:], strict=True)), diff(components[0], coordinates[0]))

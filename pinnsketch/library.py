@@ -1,0 +1,110 @@
+"""Problem files: where the shipped ones are, and how one is loaded. Loading a problem file runs it as Python."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from importlib.util import module_from_spec, spec_from_file_location
+from inspect import signature
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pinnsketch.config import ConfigError, RunConfig, _close, read_config
+from pinnsketch.problem import Problem, ProblemError
+
+HERE = Path(__file__).parent
+
+
+def shipped(kind: str) -> Path:
+    """The folder of shipped `problems` or `configs`: inside an installed package, or at the top of a checkout."""
+    inside = HERE / kind
+    return inside if inside.is_dir() else HERE.parent / kind
+
+
+def names(kind: str) -> list[str]:
+    """Names of the shipped problems or configs."""
+    return sorted(path.stem for path in shipped(kind).glob("*.py" if kind == "problems" else "*.yaml"))
+
+
+def find_config(word: str) -> tuple[RunConfig, Path]:
+    """The configuration that a word on the command line means, and the folder its paths are relative to.
+
+    The word is the path of a YAML file, the path of a problem file (solved with defaults), or the name of a shipped config.
+
+    Raises:
+        ConfigError: if there is nothing of that name, or it is wrong.
+    """
+    path = Path(word)
+    if path.is_dir():
+        raise ConfigError(f"{word} is a folder; give a YAML file. To go on with a run folder use: pinnsketch resume {word}")
+    if path.is_file() and path.suffix == ".py":
+        return RunConfig(problem=str(path.absolute())), path.parent.absolute()
+    if path.is_file():
+        return read_config(path), path.parent.absolute()
+    if word in names("configs"):
+        return read_config(shipped("configs") / f"{word}.yaml"), shipped("configs")
+    hint = f" There is a shipped config of that name: pinnsketch solve {path.stem}" if path.stem in names("configs") else ""
+    raise ConfigError(
+        f"There is no file {word} and no shipped config of that name.{hint or ' Shipped: ' + ', '.join(names('configs')) + '.'}"
+    )
+
+
+def find_problem(word: str, folder: Path) -> Path:
+    """The file that `problem: word` means in a config in `folder`: a path relative to it, or a shipped name."""
+    if word in names("problems"):
+        return shipped("problems") / f"{word}.py"
+    path = (folder / word).absolute()
+    if path.is_file():
+        return path
+    if word.endswith(".py") or "/" in word:
+        raise ConfigError(f"problem: there is no file {path}.")
+    raise ConfigError(f"problem: there is no problem {word!r}{_close(word, names('problems'))}, nor a file {path}.")
+
+
+def load_problem(path: Path, parameters: Mapping[str, Any] | None = None) -> Problem:
+    """Run a problem file, and call its `problem(...)` with parameters.
+
+    Raises:
+        ProblemError: if the file fails, or has no function `problem`, or that does not know a parameter.
+    """
+    module = _run(path)
+    function = getattr(module, "problem", None)
+    if not callable(function):
+        raise ProblemError(f"{path}: it must define a function problem() that returns a Problem.")
+    known = list(signature(function).parameters)
+    for name in parameters or {}:
+        if name not in known:
+            raise ProblemError(f"parameters: {path.name} has no parameter {name!r}{_close(name, known)}.")
+    try:
+        problem = function(**(parameters or {}))
+    except ProblemError:
+        raise
+    except Exception as error:
+        raise ProblemError(f"{_place(path, error)}: {_words(error)}") from error
+    if not isinstance(problem, Problem):
+        raise ProblemError(f"{path}: problem() must return a Problem; it returned {type(problem).__name__}.")
+    return problem.beside(path.parent)
+
+
+def _run(path: Path) -> ModuleType:
+    spec = spec_from_file_location(f"pinnsketch_problem_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ProblemError(f"{path} is not a Python file.")
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ProblemError(f"{path}, line {error.lineno}: {error.msg}.") from None
+    except Exception as error:
+        raise ProblemError(f"{_place(path, error)}: {_words(error)}") from error
+    return module
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+def _place(path: Path, error: Exception) -> str:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    return f"{path}, line {lines[-1]}" if lines else str(path)

@@ -1,0 +1,11 @@
+"""Training methods: one file each, one row each in `METHODS`; all run in the same loop and leave the gradient in `p.grad`."""
+
+from __future__ import annotations
+
+from pinnsketch.methods.adam import Adam
+from pinnsketch.methods.lbfgs import LBFGS
+from pinnsketch.methods.method import Evaluation, Method, Objective
+
+METHODS: dict[str, type[Method]] = {"adam": Adam, "lbfgs": LBFGS}
+
+__all__ = ["LBFGS", "METHODS", "Adam", "Evaluation", "Method", "Objective"]

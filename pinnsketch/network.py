@@ -1,0 +1,70 @@
+"""Networks: the only place that chooses layers. A kind is one row in `KINDS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "sin": torch.sin,
+    "silu": nn.functional.silu,
+    "gelu": nn.functional.gelu,
+}
+
+
+class MLP(nn.Module):
+    """A fully connected network, `depth` hidden layers of `width`; inputs are scaled from `bounds` to [-1, 1].
+
+    Weights are drawn by Glorot & Bengio (2010), normal; biases start at zero.
+
+    Args:
+        bounds: lower and upper end of each input, `(d, 2)`.
+        outputs: number of outputs m.
+        width: units of a hidden layer.
+        depth: number of hidden layers.
+        activation: a name in ACTIVATIONS.
+        generator: draws the weights; equal generators give equal networks.
+        dtype: of all parameters.
+
+    Maps points `(n, d)` to values `(n, m)`.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        bounds: Tensor,
+        outputs: int = 1,
+        *,
+        width: int = 50,
+        depth: int = 4,
+        activation: str = "tanh",
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"There is no activation {activation!r}; the activations are {', '.join(ACTIVATIONS)}.")
+        low, high = bounds.to(dtype).T
+        self.register_buffer("center", (low + high) / 2)
+        self.register_buffer("scale", 2 / (high - low))
+        self._activation = ACTIVATIONS[activation]
+        sizes = [len(low), *[width] * depth, outputs]
+        # skip_init leaves the global random numbers alone
+        self.layers = nn.ModuleList(nn.utils.skip_init(nn.Linear, a, b, dtype=dtype) for a, b in pairwise(sizes))
+        for p in self.layers.parameters():
+            nn.init.xavier_normal_(p, generator=generator) if p.ndim == 2 else nn.init.zeros_(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (x - self.center) * self.scale
+        for layer in self.layers[:-1]:
+            y = self._activation(layer(y))
+        return self.layers[-1](y)
+
+
+KINDS: dict[str, type[nn.Module]] = {"mlp": MLP}

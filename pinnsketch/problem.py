@@ -1,0 +1,259 @@
+"""Problem, Term, Unknown, Data: named residuals on regions. A residual is a function whose parameters are matched by name."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pinnsketch.geometry.shape import Array, Region, Shape
+
+Residual = Callable[..., Tensor]
+
+
+class ProblemError(ValueError):
+    """A problem that cannot be solved as it is written."""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A coefficient to be found: it trains with the network, from `initial`.
+
+    Args:
+        initial: where it starts.
+        positive: keep it positive, by training its logarithm.
+        exact: its true value, where known; only for reporting the error.
+    """
+
+    initial: float
+    positive: bool = False
+    exact: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.positive and not self.initial > 0:
+            raise ProblemError(f"Unknown({self.initial:g}, positive=True): the initial value must be positive too.")
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Measured values: a CSV file with a header, or columns given by name.
+
+    Columns named like the coordinates say where; a residual may ask for any other column by its name.
+
+    Args:
+        source: path of the CSV file (a relative one is found beside the problem file), or a mapping of equally long columns.
+    """
+
+    source: str | Path | Mapping[str, Any]
+
+    def columns(self) -> dict[str, Array]:
+        """Each column by name, `(n,)`.
+
+        Raises:
+            ProblemError: if the file is missing or a value is not a finite number; the message names its place.
+        """
+        if isinstance(self.source, Mapping):
+            found = {name: np.asarray(values, dtype=float).reshape(-1) for name, values in self.source.items()}
+        else:
+            found = _read_csv(Path(self.source))
+        lengths = {name: len(values) for name, values in found.items()}
+        if not found or min(lengths.values()) == 0 or len(set(lengths.values())) > 1:
+            raise ProblemError(f"{self}: columns must be equally long and not empty; got {lengths or 'none'}.")
+        for name, values in found.items():
+            if not np.isfinite(values).all():
+                row = int(np.flatnonzero(~np.isfinite(values))[0])
+                raise ProblemError(f"{self}: column {name!r} is not finite in row {row + 1} ({values[row]}).")
+        return found
+
+    def beside(self, folder: Path) -> Data:
+        """The same data, a relative path taken from `folder`."""
+        if isinstance(self.source, Mapping) or Path(self.source).is_absolute():
+            return self
+        return Data(folder / self.source)
+
+    def __str__(self) -> str:
+        return f"Data({', '.join(self.source)})" if isinstance(self.source, Mapping) else f"Data({str(self.source)!r})"
+
+
+def _read_csv(path: Path) -> dict[str, Array]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProblemError(f"Data: cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
+    if len(rows) < 2:
+        raise ProblemError(f"Data: {path} needs a header line and at least one row of numbers.")
+    header = [name.strip() for name in rows[0]]
+    table = np.empty((len(rows) - 1, len(header)))
+    for i, row in enumerate(rows[1:]):
+        try:
+            table[i] = [float(cell) for cell in row]
+        except ValueError:
+            raise ProblemError(f"Data: {path}, line {i + 2}: expected {len(header)} numbers; got {','.join(row)!r}.") from None
+    return dict(zip(header, table.T, strict=True))
+
+
+@dataclass(frozen=True)
+class Term:
+    """A residual that must vanish on a region, or at the places where data were measured.
+
+    Args:
+        where: a region of the domain, or Data.
+        residual: a function whose parameters name what it needs: unknowns, coordinates, the outward normal `n (n, d)` on
+            boundaries, parameters, data columns. It returns the residual at each point, `(n, 1)`, or `(n, k)` for k equations.
+        weight: factor of this term's mean square in the loss.
+        points: how many collocation points; the run's setting for interiors or boundaries if None.
+    """
+
+    where: Region | Data
+    residual: Residual
+    weight: float = 1.0
+    points: int | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The names that the residual asks for."""
+        return parameters_of(self.residual)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Unknown functions on a domain, and the residuals that must vanish.
+
+    Args:
+        domain: where the unknowns live.
+        unknowns: their names, as in "u" or "u v p".
+        terms: residuals by name.
+        parameters: numbers, or `Unknown` coefficients, that residuals may ask for by name.
+        exact: the solution where one is known, as a torch function of coordinates and parameters by name; for several
+            unknowns one function each. It is never trained on: errors are measured against it, and `check` tests it.
+
+    Raises:
+        ProblemError: if there are no terms, a residual asks for an unknown name, or something given is read by no residual.
+    """
+
+    domain: Shape
+    unknowns: str | tuple[str, ...]
+    terms: Mapping[str, Term]
+    parameters: Mapping[str, float | Unknown] = field(default_factory=dict)
+    exact: Callable[..., Tensor] | Mapping[str, Callable[..., Tensor]] | None = None
+
+    def __post_init__(self) -> None:
+        names = tuple(self.unknowns.replace(",", " ").split()) if isinstance(self.unknowns, str) else tuple(self.unknowns)
+        object.__setattr__(self, "unknowns", names)
+        if callable(self.exact):
+            if len(names) != 1:
+                raise ProblemError(f"exact: give a function for each of {', '.join(names)}, as in exact={{{names[0]!r}: ...}}.")
+            object.__setattr__(self, "exact", {names[0]: self.exact})
+        _validate(self)
+
+    @property
+    def coordinates(self) -> tuple[str, ...]:
+        return self.domain.coordinates
+
+    @property
+    def coefficients(self) -> dict[str, Unknown]:
+        """The parameters that train."""
+        return {name: value for name, value in self.parameters.items() if isinstance(value, Unknown)}
+
+    def available(self, where: Region | Data) -> tuple[str, ...]:
+        """The names that a residual on `where` may ask for."""
+        names = (*self.unknowns, *self.coordinates, *self.parameters)
+        if isinstance(where, Region):
+            return (*names, "n") if where.has_normal else names
+        return (*names, *(column for column in where.columns() if column not in names))
+
+    def beside(self, folder: Path) -> Problem:
+        """The same problem, its data files found beside `folder`."""
+        terms = {
+            name: replace(term, where=term.where.beside(folder)) if isinstance(term.where, Data) else term
+            for name, term in self.terms.items()
+        }
+        return replace(self, terms=terms)
+
+
+def parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a function's parameters that have no default."""
+    kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    found = signature(function).parameters.values()
+    variadic = [p for p in found if p.kind not in kinds]
+    if variadic:
+        raise ProblemError(
+            f"{getattr(function, '__name__', function)}(): {variadic[0]} cannot be matched by name; list what it needs."
+        )
+    return tuple(p.name for p in found if p.default is Parameter.empty)
+
+
+def _validate(problem: Problem) -> None:
+    names = (*problem.unknowns, *problem.coordinates, *problem.parameters)
+    if not problem.unknowns:
+        raise ProblemError('A problem needs at least one unknown, as in unknowns="u".')
+    if not problem.terms:
+        raise ProblemError('A problem needs at least one term, as in terms={"poisson": Term(domain.interior, poisson)}.')
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ProblemError(f"{', '.join(twice)}: one name for two things among unknowns, coordinates and parameters.")
+    if "n" in names:
+        raise ProblemError("Nothing can be called 'n': it is the outward normal.")
+    for name, term in problem.terms.items():
+        _validate_term(problem, name, term)
+    _validate_exact(problem)
+
+
+def _validate_term(problem: Problem, name: str, term: Term) -> None:
+    if not isinstance(term, Term):
+        raise ProblemError(f"Term {name!r}: expected Term(region, residual); got {type(term).__name__}.")
+    if isinstance(term.where, Region) and term.where.coordinates != problem.coordinates:
+        raise ProblemError(
+            f"Term {name!r}: its region has coordinates {', '.join(term.where.coordinates)}, the domain "
+            f"{', '.join(problem.coordinates)}."
+        )
+    if not isinstance(term.where, (Region, Data)):
+        raise ProblemError(
+            f"Term {name!r}: expected a region, as in domain.interior, or Data; got {type(term.where).__name__}."
+        )
+    if not (term.weight > 0 and np.isfinite(term.weight)):
+        raise ProblemError(f"Term {name!r}: its weight must be positive and finite; got {term.weight}.")
+    if isinstance(term.where, Region):
+        check_names(problem, name, term)
+
+
+def check_names(problem: Problem, name: str, term: Term) -> None:
+    """Refuse a residual that asks for a name that is not there, or reads no unknown."""
+    available = problem.available(term.where)
+    for need in term.needs:
+        if need not in available:
+            close = get_close_matches(need, available, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            if need == "n":
+                hint = " The normal n exists on boundaries only."
+            raise ProblemError(
+                f"Term {name!r}: its residual asks for {need!r}, which is not known here.{hint} "
+                f"It may ask for {', '.join(available)}."
+            )
+    if not set(term.needs) & {*problem.unknowns, *problem.coefficients}:
+        raise ProblemError(f"Term {name!r}: its residual reads no unknown, so nothing could make it vanish.")
+
+
+def _validate_exact(problem: Problem) -> None:
+    for name, function in (problem.exact or {}).items():  # type: ignore[union-attr]
+        if name not in problem.unknowns:
+            raise ProblemError(f"exact: {name!r} is no unknown; the unknowns are {', '.join(problem.unknowns)}.")
+        known = (*problem.coordinates, *problem.parameters)
+        for need in parameters_of(function):
+            if need not in known:
+                raise ProblemError(f"exact {name!r} asks for {need!r}; it may ask for {', '.join(known)}.")
+
+
+def unread(problem: Problem) -> list[str]:
+    """Unknowns and parameters that no residual asks for: each is probably a mistake."""
+    needed = {need for term in problem.terms.values() for need in term.needs}
+    exact = {need for function in (problem.exact or {}).values() for need in parameters_of(function)}  # type: ignore[union-attr]
+    return [name for name in (*problem.unknowns, *problem.parameters) if name not in needed | exact]

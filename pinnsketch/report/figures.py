@@ -1,0 +1,161 @@
+"""Figures: the solution against its reference, the losses, and the gradient of each layer over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pinnsketch import checkpoint
+from pinnsketch.solution import Solution, Values
+
+RESOLUTION = 161
+"""Points along each axis of a map."""
+WORDS = {"x": "x", "y": "y", "z": "z", "t": "time t"}
+
+
+def write_figures(solution: Solution, folder: Path) -> None:
+    """solution.png, losses.png and gradients.png, those for which there is something to show."""
+    for make in (solution_figure, losses_figure, gradients_figure):
+        figure = make(solution)
+        if figure is not None:
+            checkpoint.write(
+                folder / f"{make.__name__.removesuffix('_figure')}.png", partial(figure.savefig, dpi=130, format="png")
+            )
+
+
+def solution_figure(solution: Solution) -> Figure:
+    """Each unknown in a row: solution, reference, error and residual, as far as they are known."""
+    axes_names, x, inside, caption = _grid(solution)
+    columns = _columns(solution, x, inside)
+    rows = len(solution.unknowns)
+    flat = len(axes_names) == 2
+    figure = Figure(figsize=(4.1 * len(columns), (3.5 if flat else 3.2) * rows + (0.3 if caption else 0)), layout="constrained")
+    panels = figure.subplots(rows, len(columns), squeeze=False)
+    for row, name in enumerate(solution.unknowns):
+        for panel, (title, values) in zip(panels[row], columns.items(), strict=True):
+            shown = values(row)
+            if shown is None:
+                panel.set_axis_off()
+                continue
+            draw = _map if flat else _line
+            draw(panel, axes_names, x, shown, title.format(u=name))
+    if caption:
+        figure.suptitle(caption, fontsize=10)
+    return figure
+
+
+def _columns(solution: Solution, x: Values, inside: Values) -> dict[str, Callable[[int], Values | None]]:
+    """Panels by title; each gives the values of an unknown on the grid, NaN outside the domain, or None."""
+    found = np.where(inside[:, None], solution.at(x), np.nan)
+    columns: dict[str, Callable[[int], Values | None]] = {"{u}, found": lambda i: found[:, i]}
+    task, problem = solution.task, solution.problem
+    if task is None or problem is None:
+        return columns
+    like = next(solution.trial.parameters())
+    points = torch.as_tensor(x, dtype=like.dtype, device=like.device)
+    if task.known:
+        exact = {
+            i: np.where(inside, task.exact(name, points).detach().double().cpu().numpy()[:, 0], np.nan)
+            for i, name in enumerate(problem.unknowns)
+            if name in (task.known or ())
+        }
+        columns["{u}, exact"] = exact.get
+        columns["{u}, |found - exact|"] = lambda i: np.abs(found[:, i] - exact[i]) if i in exact else None
+    size = np.full(len(x), np.nan)
+    size[inside] = task.residual_size(solution.trial, points[torch.as_tensor(inside)]).double().cpu().numpy()
+    columns["|residual| of the interior terms"] = lambda i: size if i == 0 else None
+    return columns
+
+
+def _grid(solution: Solution) -> tuple[tuple[str, ...], Values, Values, str]:
+    """A grid over the first two coordinates (the only one in 1D), the others at the middle of their range."""
+    names = solution.coordinates
+    bounds = np.array(solution._names["bounds"])
+    shown = names[:2]
+    x = np.tile(bounds.mean(axis=1), (RESOLUTION ** len(shown), 1))
+    axes = [np.linspace(low, high, RESOLUTION) for low, high in bounds[: len(shown)]]
+    x[:, : len(shown)] = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(shown))
+    inside = np.ones(len(x), dtype=bool)
+    if solution.problem is not None:
+        size = float(np.ptp(bounds, axis=1).max())
+        inside = solution.problem.domain.distance(x) <= 1e-9 * size
+    rest = ", ".join(f"{name} = {value:g}" for name, value in zip(names[2:], x[0, 2:], strict=True))
+    return shown, x, inside, f"at {rest}" if rest else ""
+
+
+def _map(axes: Axes, names: tuple[str, ...], x: Values, values: Values, title: str) -> None:
+    error = "|" in title
+    across, up, shown = (a.reshape(RESOLUTION, RESOLUTION) for a in (x[:, 0], x[:, 1], np.ma.masked_invalid(values)))
+    mesh = axes.pcolormesh(across, up, shown, cmap="magma" if error else "viridis", shading="nearest", rasterized=True)
+    axes.figure.colorbar(mesh, ax=axes, format="%.1e" if error else None)
+    axes.set(title=title, xlabel=_label(names[0]), ylabel=_label(names[1]))
+    axes.title.set_fontsize(10)
+
+
+def _line(axes: Axes, names: tuple[str, ...], x: Values, values: Values, title: str) -> None:
+    axes.plot(x[:, 0], values)
+    axes.set(title=title, xlabel=_label(names[0]), yscale="log" if "|" in title and np.nanmax(values) > 0 else "linear")
+
+
+def _label(name: str) -> str:
+    return f"{WORDS.get(name, name)} (dimensionless)"
+
+
+def losses_figure(solution: Solution) -> Figure | None:
+    """Mean square residual of each term, and the relative L2 error where it is known, over the steps."""
+    history = solution.history
+    if not history:
+        return None
+    steps = [row["step"] for row in history]
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for term in history[0]["losses"]:
+        axes.semilogy(steps, [row["losses"][term] for row in history], label=f"{term}: mean square residual")
+    if history[0]["error"]:
+        axes.semilogy(steps, [row["error"]["overall"] for row in history], "k--", label="relative L2 error")
+    _stages(axes, history)
+    axes.set(xlabel="training step", ylabel="mean square, and relative error (dimensionless)")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def gradients_figure(solution: Solution) -> Figure | None:
+    """Norm of the gradient of each layer over the steps, and its drift cosine."""
+    history = [row for row in solution.history if row.get("layers")]
+    if not history:
+        return None
+    steps, layers = [row["step"] for row in history], list(history[0]["layers"])
+    figure = Figure(figsize=(7, 7.2), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
+    for layer, colour in zip(layers, colours, strict=True):
+        for axes, key in ((top, "gradient_norm"), (middle, "update_ratio"), (bottom, "drift")):
+            axes.plot(steps, [_number(row["layers"][layer][key]) for row in history], color=colour, label=layer, lw=1)
+    top.set(yscale="log", ylabel="gradient norm\n(loss / weight)")
+    middle.set(yscale="log", ylabel="update / weight\n(dimensionless)")
+    bottom.set(ylabel="drift: cosine with\nmean gradient", xlabel="training step", ylim=(-1.05, 1.05))
+    for axes in (top, middle, bottom):
+        _stages(axes, history)
+    top.legend(fontsize=8, ncols=3)
+    return figure
+
+
+def _number(value: Any) -> float:
+    return np.nan if value is None else float(value)
+
+
+def _stages(axes: Axes, history: list[dict[str, Any]]) -> None:
+    """A line where one method hands over to the next."""
+    for before, after in pairwise(history):
+        if before["method"] != after["method"]:
+            axes.axvline(before["step"], color="0.6", lw=0.8, ls=":")
+            axes.annotate(f" {after['method']}", (before["step"], 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)

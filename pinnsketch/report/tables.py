@@ -1,0 +1,68 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from pinnsketch.check import TermCheck
+
+
+def number(value: Any) -> str:
+    """A number with three digits, or a dash."""
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> Table:
+    """A run in numbers."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in (metrics["relative_l2"] or {}).items():
+        if name == "overall" or len(metrics["relative_l2"]) > 2:
+            table.add_row("relative L2 error" + ("" if name == "overall" else f" of {name}"), number(value))
+    for name, found in metrics["unknowns"].items():
+        off = f", off by {100 * found['relative_error']:.2g} %" if found["relative_error"] is not None else ""
+        table.add_row(name, f"{found['estimate']:.5g}{off}")
+    for name, loss in metrics["losses"].items():
+        table.add_row(f"mean square residual of {name}", number(loss))
+    table.add_row("steps, seconds", f"{metrics['steps']}, {metrics['seconds']:.1f}")
+    if metrics["monitor"]["bytes"]:
+        findings = len(metrics["monitor"]["findings"]) or "no"
+        table.add_row("monitor", f"{metrics['monitor']['bytes']:,} bytes; {findings} findings")
+    return table
+
+
+def check_table(checks: Sequence[TermCheck]) -> Table:
+    """Each term: where it holds, what it reads, and what the exact solution leaves of it."""
+    table = Table("term", "on", "points", "reads", "largest residual of the exact solution", "verdict")
+    for c in checks:
+        colour = "green" if c.verdict == "vanishes" else "red" if not c.ok else "yellow"
+        table.add_row(c.name, c.where, str(c.points), ", ".join(c.reads), number(c.residual), f"[{colour}]{c.verdict}[/]")
+    return table
+
+
+def comparison_table(result: Mapping[str, Any]) -> Table:
+    """With and without the monitor."""
+    table = Table("", "with monitor", "without")
+    error, overhead = result["relative_l2"], result["overhead"]
+    table.add_row("relative L2 error", *(repr(error[w]) if error[w] is not None else "-" for w in ("with", "without")))
+    table.add_row("seconds", *(f"{result['seconds'][w]:.1f}" for w in ("with", "without")))
+    table.add_row("parameters", "identical bit for bit" if result["identical"] else "[red]different[/]", "")
+    table.add_row("time per step", f"{overhead['median']:.3f} x" if overhead["median"] else "-", "1 x")
+    if overhead["median"]:
+        table.add_row("  95 % interval", f"{overhead['low']:.3f} to {overhead['high']:.3f} ({overhead['rounds']} rounds)", "")
+    table.add_row("monitor memory", f"{result['monitor']['bytes']:,} bytes", "0 bytes")
+    return table
+
+
+def folders_table(result: Mapping[str, Any]) -> Table:
+    """Two finished runs."""
+    runs = (result["first"], result["second"])
+    table = Table("", *(run["folder"] for run in runs))
+    for label, key in (("outcome", "outcome"), ("seconds", "seconds"), ("steps", "steps"), ("loss", "loss")):
+        table.add_row(label, *(number(run[key]) for run in runs))
+    table.add_row("relative L2 error", *(number((run["relative_l2"] or {}).get("overall")) for run in runs))
+    table.add_row("findings", *(str(len(run["monitor"]["findings"])) for run in runs))
+    table.add_row("parameters", "identical bit for bit" if result["identical"] else "different", "")
+    return table

@@ -1,0 +1,352 @@
+"""Run: one training run with its monitor and its folder. Iterate over it to train."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pinnsketch import checkpoint
+from pinnsketch.collocation import Collocation, Trial
+from pinnsketch.config import RunConfig, dump_config, read_config
+from pinnsketch.health import Finding, Health
+from pinnsketch.library import load_problem
+from pinnsketch.monitor import Monitor
+from pinnsketch.network import KINDS
+from pinnsketch.problem import Data, Problem
+from pinnsketch.solution import Solution
+from pinnsketch.train import Step, train
+
+FORMAT = 1
+PROBE = 128
+"""Points at which the monitor sketches activations."""
+
+
+class RunError(ValueError):
+    """A run that cannot be started or gone on with as asked."""
+
+
+class Run:
+    """One training run: iterate over it to train, then `finish()` it.
+
+    Args:
+        problem: what to solve.
+        config: how; its `problem` and `parameters` are not read again.
+        folder: where to write; None writes nothing.
+        network: any module that maps `(n, d)` to `(n, m)`, in place of the one that the config describes.
+        source: the problem file, kept in the folder so that the run can go on.
+
+    Attributes:
+        trial: the network and the unknown coefficients, trained in place.
+        history: what was logged, a dict each.
+        warnings: what is odd about the problem.
+        total: steps that the schedule takes.
+        seconds: time spent training so far.
+        trouble: why a file could not be written, or None.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        config: RunConfig,
+        folder: Path | None = None,
+        *,
+        network: nn.Module | None = None,
+        source: Path | None = None,
+    ) -> None:
+        self.problem, self.config, self.folder, self._source = problem, config, folder, source
+        device, dtype = _device(config.device), getattr(torch, config.precision)
+        seed = config.train.seed
+        self.described = network is None
+        made = network or build_network(config, problem, torch.Generator().manual_seed(seed)).to(device)
+        self.trial = Trial(made, problem.coefficients)
+        self.task = Collocation(
+            problem,
+            **config.points.model_dump(exclude={"resample"}),
+            weights=config.weights,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+        )
+        self.warnings = self.task.check(self.trial)
+        self.monitor, self.health = self._watch(), Health()
+        self.history: list[dict[str, Any]] = []
+        self.total = sum(stage.steps for stage in config.train.schedule)
+        self.seconds = 0.0
+        self.trouble: str | None = None
+        self.outcome: str | None = None
+        self._state: dict[str, Any] | None = None
+        self._last: Step | None = None
+        self.fresh: list[Finding] = []
+        if folder is not None:
+            self._prepare(folder)
+
+    def _watch(self) -> Monitor | None:
+        if self.config.monitor is None:
+            return None
+        interior = next((block.x for block in self.task.batch() if block.normal is None), None)
+        probe = None if interior is None else interior[:PROBE].clone()
+        return Monitor(self.trial.network, probe, **self.config.monitor.model_dump(), seed=self.config.train.seed)
+
+    @classmethod
+    def resume(cls, folder: Path) -> Run:
+        """The run in a folder, at its last checkpoint.
+
+        Raises:
+            RunError: if there is none, or the run is finished.
+        """
+        if not (folder / "checkpoint.pt").is_file():
+            raise RunError(f"{folder} holds no checkpoint.pt: there is nothing to go on with. Is it a run folder?")
+        config = read_config(folder / "config.yaml")
+        source = folder / "problem.py"
+        run = cls(load_problem(source, config.parameters), config, folder, source=source)
+        state = checkpoint.load(folder / "checkpoint.pt")
+        if state.get("format") != FORMAT:
+            raise RunError(f"{folder}/checkpoint.pt has format {state.get('format')}; this version reads {FORMAT}.")
+        run.load_state_dict(state)
+        return run
+
+    def __iter__(self) -> Iterator[Step]:
+        schedule = [stage.stage() for stage in self.config.train.schedule]
+        watch, log, save = self.monitor, self.config.train.log, self.config.train.checkpoint
+        began = time.perf_counter() - self.seconds
+        for step in train(self.trial, self.task, schedule, resample=self.config.points.resample, state=self._state):
+            self._last, self.fresh = step, []
+            if watch:
+                watch.update(step.loss, now=not step.finite)
+            if step.index % log == 0 or step.index in (1, self.total) or step.note or not step.finite:
+                self._record(step, time.perf_counter() - began)
+            if step.index % save == 0 and step.finite:
+                self._try(self._save_checkpoint)
+            self.seconds = time.perf_counter() - began
+            yield step
+
+    def _record(self, step: Step, seconds: float) -> None:
+        row = {"step": step.index, "method": step.method, "seconds": seconds, "loss": step.loss, "losses": dict(step.losses)}
+        row["error"] = self.task.error(self.trial)
+        row["unknowns"] = {name: float(value) for name, value in self.trial.coefficients.items()}
+        if self.monitor:
+            reading = self.monitor.read()
+            row["layers"] = reading.as_dict()["layers"]
+            self.fresh = self.health.observe(step.index, reading)
+        self.history.append(row)
+
+    def finish(self, interrupted: bool = False) -> Solution:
+        """End the run where it stands, write everything, and return the solution; it says what happened in `outcome`."""
+        finite = self._last is None or self._last.finite
+        self.outcome = "non-finite" if not finite else "interrupted" if interrupted and not self._complete else "solved"
+        if self.folder is not None and finite:
+            self._try(self._save_checkpoint)
+        solution = Solution(
+            trial=self.trial,
+            problem=self.problem,
+            task=self.task,
+            network=self.config.network.model_dump() if self.described else None,
+            metrics=self.metrics(),
+            history=self.history,
+            health=self.health,
+        )
+        if self.folder is not None:
+            self._write_results(solution)
+        return solution
+
+    @property
+    def _complete(self) -> bool:
+        return self._last is not None and (self._last.index >= self.total or self._last.note is not None)
+
+    def metrics(self) -> dict[str, Any]:
+        """The run in numbers, as in metrics.json."""
+        steps = self._last.index if self._last else (self._state or {}).get("index", 0)
+        return {
+            "outcome": self.outcome,
+            "relative_l2": self.task.error(self.trial),
+            "seconds": self.seconds,
+            "steps": steps,
+            "steps_per_second": steps / self.seconds if self.seconds else None,
+            "loss": self._last.loss if self._last else None,
+            "losses": dict(self._last.losses) if self._last else {},
+            "unknowns": {name: self._estimate(name, float(value)) for name, value in self.trial.coefficients.items()},
+            "monitor": {
+                "bytes": self.monitor.bytes if self.monitor else 0,
+                "findings": [str(finding) for finding in self.health.findings],
+            },
+            "warnings": self.warnings,
+            "note": self._last.note if self._last else None,
+        }
+
+    def _estimate(self, name: str, value: float) -> dict[str, float | None]:
+        exact = self.problem.coefficients[name].exact
+        return {"estimate": value, "exact": exact, "relative_error": abs(value - exact) / abs(exact) if exact else None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the rest of the run depends on."""
+        return {
+            "format": FORMAT,
+            "trial": self.trial.state_dict(),
+            "train": self._last.state() if self._last else self._state,
+            "monitor": self.monitor.state_dict() if self.monitor else None,
+            "health": self.health.state_dict(),
+            "history": self.history,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.trial.load_state_dict(state["trial"])
+        self._state, self.history, self.seconds = state["train"], list(state["history"]), state["seconds"]
+        self.health.load_state_dict(state["health"])
+        if self.monitor and state["monitor"]:
+            self.monitor.load_state_dict(state["monitor"])
+
+    def _prepare(self, folder: Path) -> None:
+        """Make the folder and show that it can be written, before any time is spent."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_text(folder / "config.yaml", dump_config(self.config.model_copy(update={"problem": "problem.py"})))
+            checkpoint.write_text(folder / "environment.json", json.dumps(environment(self.config), indent=1))
+            if self._source is not None and self._source.parent != folder:
+                shutil.copyfile(self._source, folder / "problem.py")
+                self._copy_data(folder)
+        except OSError as error:
+            raise RunError(f"Cannot write to {folder}: {error.strerror or error}. Choose another folder with --out.") from None
+
+    def _copy_data(self, folder: Path) -> None:
+        for term in self.problem.terms.values():
+            if isinstance(term.where, Data) and isinstance(term.where.source, Path) and self._source is not None:
+                source = term.where.source
+                if source.is_relative_to(self._source.parent):
+                    copy = folder / source.relative_to(self._source.parent)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source, copy)
+
+    def _save_checkpoint(self) -> None:
+        if self.folder is not None:
+            checkpoint.save(self.folder / "checkpoint.pt", self.state_dict())
+
+    def _try(self, action: Any) -> None:
+        """A file that cannot be written must not end a run: note why, and go on."""
+        try:
+            action()
+        except OSError as error:
+            self.trouble = error.strerror or str(error)
+
+    def _write_results(self, solution: Solution) -> None:
+        assert self.folder is not None
+        try:
+            write_results(self.folder, solution)
+        except OSError as error:
+            trouble = error.strerror or str(error)
+            rescue = Path(tempfile.mkdtemp(prefix="pinnsketch-"))
+            try:
+                write_results(rescue, solution)
+                self.trouble = f"{trouble}; the results are in {rescue} instead"
+            except OSError as again:
+                self.trouble = f"{trouble}; nor could {rescue} be written ({again.strerror or again})"
+
+
+def write_results(folder: Path, solution: Solution) -> None:
+    """metrics.json, history.json, health.json, model.pt and the figures: the numbers first, in case the disk fills up."""
+    from pinnsketch.report.figures import write_figures
+
+    checkpoint.write_text(folder / "metrics.json", json.dumps(plain(solution.metrics), indent=1))
+    checkpoint.write_text(folder / "health.json", json.dumps(plain(solution.health.state_dict()["findings"]), indent=1))
+    checkpoint.write_text(folder / "history.json", json.dumps(plain(solution.history)))
+    solution.save(folder / "model.pt")
+    write_figures(solution, folder)
+
+
+def plain(value: Any) -> Any:
+    """The value with infinite and NaN numbers as text, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def build_network(config: RunConfig, problem: Problem, generator: torch.Generator) -> nn.Module:
+    """The network that a config describes, for the domain and unknowns of a problem."""
+    options = config.network.model_dump(exclude={"kind"})
+    return KINDS[config.network.kind](
+        torch.tensor(problem.domain.bounds),
+        len(problem.unknowns),
+        **options,
+        generator=generator,
+        dtype=getattr(torch, config.precision),
+    )
+
+
+def _device(word: str) -> torch.device:
+    if word == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(word)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(f"device: {word!r} cannot be used here ({str(error).splitlines()[0]}); try cpu or auto.") from None
+    return device
+
+
+def environment(config: RunConfig) -> dict[str, Any]:
+    """Versions, machine and source state of a run."""
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in ("pinnsketch", "torch", "numpy", "scipy")},
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "threads": torch.get_num_threads(),
+        "device": str(_device(config.device)),
+        "seed": config.train.seed,
+        "git": _git(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    def ask(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """While open, Ctrl-C lets the present step end: it fills the list that is given. A second one interrupts at once."""
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not in the main thread: leave Ctrl-C as it is
+        yield asked
+        return
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

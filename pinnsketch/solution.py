@@ -1,0 +1,160 @@
+"""Solution: what a run returns. Call it at points; ask it for its error, its health, a figure; save and load it safely."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from pinnsketch import checkpoint
+from pinnsketch.collocation import Collocation, Trial
+from pinnsketch.health import Health
+from pinnsketch.network import KINDS
+from pinnsketch.problem import Problem
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Values = NDArray[np.float64]
+
+
+class Solution:
+    """The unknown functions, found.
+
+    Call it with coordinates by name, arrays that broadcast: `solution(x=0.5, y=np.linspace(0, 1, 11))`.
+
+    Attributes:
+        metrics: the run in numbers, as in metrics.json.
+        history: what was logged during the run.
+        health: what the monitor found; true where it found nothing.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        metrics: Mapping[str, Any],
+        *,
+        problem: Problem | None = None,
+        task: Collocation | None = None,
+        network: Mapping[str, Any] | None = None,
+        names: Mapping[str, Any] | None = None,
+        history: list[dict[str, Any]] | None = None,
+        health: Health | None = None,
+    ) -> None:
+        self.trial, self.metrics, self.problem, self.task, self._network = trial, dict(metrics), problem, task, network
+        self._names = dict(names or {})
+        if problem is not None:
+            self._names = {
+                "coordinates": list(problem.coordinates),
+                "unknowns": list(problem.unknowns),
+                "bounds": problem.domain.bounds.tolist(),
+            }
+        self.history, self.health = history or [], health or Health()
+
+    @property
+    def outcome(self) -> str:
+        """ "solved", "interrupted" or "non-finite"."""
+        return str(self.metrics["outcome"])
+
+    @property
+    def error(self) -> dict[str, float] | None:
+        """Relative L2 errors against the exact solution, "overall" and of each unknown; None where none is known."""
+        return self.metrics["relative_l2"]
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """The unknown coefficients, found."""
+        return {name: float(value) for name, value in self.trial.coefficients.items()}
+
+    @property
+    def coordinates(self) -> tuple[str, ...]:
+        return tuple(self._names["coordinates"])
+
+    @property
+    def unknowns(self) -> tuple[str, ...]:
+        return tuple(self._names["unknowns"])
+
+    def __call__(self, **coordinates: ArrayLike) -> Values | dict[str, Values]:
+        """Values at points given by coordinate name: an array of their broadcast shape; for several unknowns one each.
+
+        Raises:
+            ValueError: if a coordinate is missing or unknown.
+        """
+        if set(coordinates) != set(self.coordinates):
+            raise ValueError(f"Expected the coordinates {', '.join(self.coordinates)}; got {', '.join(coordinates) or 'none'}.")
+        arrays = np.broadcast_arrays(*(np.asarray(coordinates[name], dtype=float) for name in self.coordinates))
+        x = np.stack([array.reshape(-1) for array in arrays], axis=1)
+        found = {name: column.reshape(arrays[0].shape) for name, column in zip(self.unknowns, self.at(x).T, strict=True)}
+        return found if len(found) > 1 else next(iter(found.values()))
+
+    def at(self, x: Values) -> Values:
+        """Values `(n, m)` at points `(n, d)`."""
+        like = next(self.trial.parameters())
+        with torch.no_grad():
+            return self.trial(torch.as_tensor(x, dtype=like.dtype, device=like.device)).double().cpu().numpy()
+
+    def plot(self) -> Figure:
+        """A figure of the solution, with reference, error and residual where they are known."""
+        from pinnsketch.report.figures import solution_figure
+
+        return solution_figure(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the solution to a file that `Solution.load` reads.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        checkpoint.save(
+            Path(path),
+            {
+                "format": 1,
+                "network": dict(self._network) if self._network else None,
+                "names": self._names,
+                "state": self.trial.state_dict(),
+                "coefficients": self.coefficients,
+                "precision": str(next(self.trial.parameters()).dtype).removeprefix("torch."),
+                "metrics": self.metrics,
+                "history": self.history,
+                "health": self.health.state_dict(),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, network: nn.Module | None = None) -> Solution:
+        """Read a saved solution; no code in the file can run.
+
+        Args:
+            path: what `save` wrote.
+            network: the module that was trained, where it was your own and not one that a config describes.
+
+        Raises:
+            CheckpointError: if the file is no saved solution.
+        """
+        state = checkpoint.load(Path(path))
+        if "names" not in state or "state" not in state:
+            raise checkpoint.CheckpointError(f"{path} holds no solution; a run folder has it in model.pt.")
+        if network is None and state["network"] is None:
+            raise checkpoint.CheckpointError(f"{path} was trained with your own network: give it, as in load(path, network).")
+        if network is None:
+            options, dtype = dict(state["network"]), getattr(torch, state["precision"])
+            bounds = torch.tensor(state["names"]["bounds"], dtype=torch.float64)
+            network = KINDS[options.pop("kind")](bounds, len(state["names"]["unknowns"]), **options, dtype=dtype)
+        trial = Trial(network)
+        own = {name.removeprefix("network."): value for name, value in state["state"].items() if name.startswith("network.")}
+        trial.network.load_state_dict(own)
+        for name, value in state["coefficients"].items():
+            trial.fix(name, value)
+        health = Health()
+        health.load_state_dict(state["health"])
+        given = {word: state[word] for word in ("metrics", "names", "network", "history")}
+        return cls(trial, **given, health=health)
+
+    def __repr__(self) -> str:
+        error = "" if not self.error else f", relative L2 error {self.error['overall']:.2e}"
+        return f"<Solution of {', '.join(self.unknowns)} on {', '.join(self.coordinates)}: {self.outcome}{error}>"

@@ -1,0 +1,106 @@
+"""The loop: a generator of Step. What is done with each step is the body of a `for`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from pinnsketch.methods import METHODS, Method, Objective
+
+
+class Task(Protocol):
+    """Something to train a model on: a Problem's collocation, or an image set."""
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The factor of each loss in the sum that is minimised."""
+        ...
+
+    def batch(self, draw: int) -> Any:
+        """The data of a draw, a pure function of its number."""
+        ...
+
+    def losses(self, model: Any, batch: Any) -> Mapping[str, Tensor]:
+        """Each loss on a batch, a scalar."""
+        ...
+
+    def error(self, model: Any) -> dict[str, float] | None:
+        """How far the model is from a known answer, or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A method, how many steps it takes, and its options."""
+
+    method: str = "adam"
+    steps: int = 1000
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished step.
+
+    Args:
+        index: steps finished since the start of the run.
+        method: whose step it was.
+        loss: the weighted sum; it belongs to `p.grad`. Adam evaluates before it moves, L-BFGS after.
+        losses: each term's, before weighting.
+        finite: False if loss or gradient was not; the parameters are then the last ones before, and the loop ends.
+        note: why the method went no further, or None.
+        state: gives everything the remaining steps depend on, but for the model itself.
+    """
+
+    index: int
+    method: str
+    loss: float
+    losses: Mapping[str, float]
+    finite: bool
+    note: str | None
+    state: Callable[[], dict[str, Any]]
+
+
+def train(
+    model: nn.Module, task: Task, schedule: Sequence[Stage], *, resample: int = 0, state: dict[str, Any] | None = None
+) -> Iterator[Step]:
+    """Train a model on a task, one method after another.
+
+    Args:
+        model: its parameters that require a gradient are trained in place.
+        task: gives batches and losses.
+        schedule: the methods in order; a method that stalls hands over to the next.
+        resample: draw a fresh batch every so many steps; 0 keeps the first.
+        state: of an earlier `Step.state()`, to go on from there bit for bit; the model must be as it was then.
+
+    Yields: a Step after each step.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    index, first = (state["index"], state["stage"]) if state else (0, 0)
+    done = state["done"] if state else 0
+    drawn, objective = None, None
+    for number, stage in enumerate(schedule[first:], start=first):
+        method: Method = METHODS[stage.method](parameters, **stage.options)
+        if state and number == first:
+            method.load_state_dict(state["method"])
+        objective = None
+        while done < stage.steps and not method.stalled:
+            wanted = index // resample if resample else 0
+            if objective is None or wanted != drawn:
+                batch, fresh = task.batch(wanted), objective is not None
+                objective = Objective(parameters, partial(task.losses, model, batch), task.weights)
+                drawn, objective.fresh = wanted, fresh
+            at = method.step(objective)
+            index, done = index + 1, done + 1
+
+            def snapshot(method: Method = method, index: int = index, stage: int = number, done: int = done) -> dict[str, Any]:
+                return {"index": index, "stage": stage, "done": done, "method": method.state_dict()}
+
+            yield Step(index, stage.method, at.loss, at.losses, at.finite, method.stalled, snapshot)
+            if not at.finite:
+                return
+        done = 0
