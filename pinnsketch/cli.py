@@ -82,8 +82,9 @@ def compare(
 ) -> None:
     """The same run with and without the monitor: errors, time, memory. Or two run folders side by side."""
     from pinnsketch.library import find_config, find_problem, load_problem
+    from pinnsketch.record import plain
     from pinnsketch.report.tables import comparison_table, folders_table
-    from pinnsketch.run import interruptible, plain
+    from pinnsketch.run import interruptible
     from pinnsketch.solve import Comparison, compare_folders
 
     if second is not None:
@@ -153,8 +154,9 @@ def new_problem(name: Annotated[str, typer.Argument(help="A name that Python all
 
 def _finish(run: Any, as_json: bool) -> None:
     """Train a run to its end, or to Ctrl-C, and say what came of it."""
+    from pinnsketch.record import plain
     from pinnsketch.report.tables import metrics_table
-    from pinnsketch.run import interruptible, plain
+    from pinnsketch.run import interruptible
 
     for warning in run.warnings:
         _say(f"[yellow]Warning:[/] {escape(warning)}")

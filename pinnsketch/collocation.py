@@ -38,7 +38,9 @@ class Trial(nn.Module):
         super().__init__()
         self.network = network
         self._positive = {name: unknown.positive for name, unknown in (coefficients or {}).items()}
-        reference = next(network.parameters())
+        reference = next(network.parameters(), None)
+        if reference is None:
+            raise ProblemError("The network has no parameters: there is nothing to train.")
         self.raw = nn.ParameterDict()
         for name, unknown in (coefficients or {}).items():
             initial = torch.tensor(float(unknown.initial), dtype=reference.dtype, device=reference.device)
@@ -95,15 +97,15 @@ class Collocation:
         terms: Mapping[str, int] | None = None,
         sampler: str = "sobol",
         weights: Mapping[str, float] | None = None,
-        test: int = 10_000,
+        test: int = 4096,
         seed: int = 0,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> None:
         self.problem, self._sampler, self._seed, self._test = problem, sampler, seed, test
         self._to: dict[str, Any] = {"dtype": dtype, "device": device}
-        for given in (terms or {}, weights or {}):
-            _known_terms(given, problem)
+        _known_terms("points", terms or {}, problem)
+        _known_terms("weights", weights or {}, problem)
         for name, term in problem.terms.items():
             check_names(problem, name, term)
         self._parameters = {name: value for name, value in problem.parameters.items() if not isinstance(value, Unknown)}
@@ -165,7 +167,7 @@ class Collocation:
             place = f"{Path(line.filename).name}, line {line.lineno}"
             raise ProblemError(f"Term {name!r}: its residual failed ({place}): {type(error).__name__}: {error}") from error
         residual = residual.value if isinstance(residual, Field) else residual
-        if not isinstance(residual, Tensor) or residual.ndim != 2 or residual.shape[0] != n:
+        if not isinstance(residual, Tensor) or not _one_row_a_point(residual, n):
             got = f"shape {tuple(residual.shape)}" if isinstance(residual, Tensor) else type(residual).__name__
             raise ProblemError(
                 f"Term {name!r}: its residual must be a tensor of shape ({n}, 1), one row a point; got {got}. "
@@ -246,6 +248,11 @@ class Collocation:
         return torch.as_tensor(array, **self._to)
 
 
+def _one_row_a_point(residual: Tensor, n: int) -> bool:
+    """Shape `(n, k)`; but `(n, n)` is taken for an accident of broadcasting `(n, 1)` against `(n,)`."""
+    return residual.ndim == 2 and residual.shape[0] == n and not residual.shape[1] == n > 4
+
+
 def relative_l2(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
     """`|found - exact| / |exact|`, of all pairs of `(n, 1)` tensors together ("overall") and of each."""
     sizes = {name: (float((found - exact).norm()), float(exact.norm())) for name, (found, exact) in pairs.items()}
@@ -286,10 +293,13 @@ def _count(name: str, term: Term, interior: int, boundary: int, counts: Mapping[
         if name in counts:
             raise ProblemError(f"points: term {name!r} is put on data, whose number is given; remove {name!r} here.")
         return 0
-    return counts.get(name) or term.points or (boundary if term.where.has_normal else interior)
+    own = counts.get(name, term.points)
+    return own if own is not None else boundary if term.where.has_normal else interior
 
 
-def _known_terms(given: Mapping[str, Any], problem: Problem) -> None:
-    for name in given:
+def _known_terms(what: str, given: Mapping[str, float], problem: Problem) -> None:
+    for name, value in given.items():
         if name not in problem.terms:
-            raise ProblemError(f"There is no term {name!r}; the terms are {', '.join(problem.terms)}.")
+            raise ProblemError(f"{what}: there is no term {name!r}; the terms are {', '.join(problem.terms)}.")
+        if not 0 < value < inf:
+            raise ProblemError(f"{what}: term {name!r} needs a positive number; got {value}.")

@@ -93,12 +93,13 @@ class Section(BaseModel):
 
 
 class NetworkConfig(Section):
-    """The network: its kind, and width, depth and activation of its hidden layers."""
+    """The network: its kind, width, depth and activation of its hidden layers, and how fast it oscillates at the start."""
 
     kind: Annotated[str, _row_of(KINDS, "network")] = "mlp"
     width: Count = 50
     depth: Count = 4
     activation: Annotated[str, _row_of(ACTIVATIONS, "activation")] = "tanh"
+    frequency: Positive = 1.0
 
 
 class PointsConfig(Section):
@@ -109,7 +110,7 @@ class PointsConfig(Section):
     terms: dict[str, Count] = {}
     sampler: Annotated[str, _row_of(SAMPLERS, "sampler")] = "sobol"
     resample: Whole = 0
-    test: Count = 10_000
+    test: Count = 4096
 
     @model_validator(mode="after")
     def _grid_does_not_move(self) -> PointsConfig:
@@ -210,7 +211,7 @@ class MonitorConfig(Section):
 
 
 class RunConfig(Section):
-    """Everything about one run that is not mathematics."""
+    """Everything about one run that is not mathematics. `threads`: of the CPU; 0 chooses by the size of the work."""
 
     problem: str
     parameters: dict[str, Any] = {}
@@ -221,6 +222,7 @@ class RunConfig(Section):
     monitor: MonitorConfig | None = MonitorConfig()
     precision: Literal["float64", "float32"] = "float64"
     device: str = "auto"
+    threads: Whole = 0
 
     @model_validator(mode="before")
     @classmethod

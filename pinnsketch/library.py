@@ -44,10 +44,9 @@ def find_config(word: str) -> tuple[RunConfig, Path]:
         return read_config(path), path.parent.absolute()
     if word in names("configs"):
         return read_config(shipped("configs") / f"{word}.yaml"), shipped("configs")
-    hint = f" There is a shipped config of that name: pinnsketch solve {path.stem}" if path.stem in names("configs") else ""
-    raise ConfigError(
-        f"There is no file {word} and no shipped config of that name.{hint or ' Shipped: ' + ', '.join(names('configs')) + '.'}"
-    )
+    if path.stem in names("configs"):
+        raise ConfigError(f"There is no file {word}. A shipped config is called by its name alone: {path.stem}")
+    raise ConfigError(f"There is no file {word}, nor a shipped config of that name. Shipped: {', '.join(names('configs'))}.")
 
 
 def find_problem(word: str, folder: Path) -> Path:
@@ -80,7 +79,7 @@ def load_problem(path: Path, parameters: Mapping[str, Any] | None = None) -> Pro
         problem = function(**(parameters or {}))
     except ProblemError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file that leaves by sys.exit() fails too
         raise ProblemError(f"{_place(path, error)}: {_words(error)}") from error
     if not isinstance(problem, Problem):
         raise ProblemError(f"{path}: problem() must return a Problem; it returned {type(problem).__name__}.")
@@ -95,16 +94,18 @@ def _run(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise ProblemError(f"{path}, line {error.lineno}: {error.msg}.") from None
-    except Exception as error:
+        line = f", line {error.lineno}" if error.lineno else ""
+        raise ProblemError(f"{error.filename or path}{line}: {error.msg}.") from None
+    except (Exception, SystemExit) as error:  # a file that leaves by sys.exit() fails too
         raise ProblemError(f"{_place(path, error)}: {_words(error)}") from error
     return module
 
 
-def _words(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+def _words(error: BaseException) -> str:
+    named = f"{type(error).__name__}: {error}".rstrip(": ")
+    return str(error) or named if isinstance(error, ValueError) else named
 
 
-def _place(path: Path, error: Exception) -> str:
+def _place(path: Path, error: BaseException) -> str:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
     return f"{path}, line {lines[-1]}" if lines else str(path)

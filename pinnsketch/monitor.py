@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from pinnsketch.sketch import AdaptiveRank, SignFold, ThreeSketch, cosine_interval
 
+ITSELF = "network"
+"""The name of the layer that the network itself is, when parameters are its own."""
+
 
 @dataclass(frozen=True)
 class LayerReading:
@@ -120,7 +123,7 @@ class Monitor:
         sketch, weights = self._fold.fold(rows), self._fold(list(self._layers.values()))
         moved = torch.linalg.vector_norm(weights - self._weights, dim=1, keepdim=True)
         size = torch.linalg.vector_norm(weights, dim=1, keepdim=True)
-        drift = torch.cosine_similarity(sketch, self._mean, dim=1, eps=1e-300)[:, None]
+        drift = torch.cosine_similarity(sketch, self._mean, dim=1, eps=0.0)[:, None]  # NaN if one is zero
         self._last = torch.cat([norms, moved if consecutive else moved * torch.nan, size, drift], dim=1)
         finite = norms.isfinite()
         self._non_finite += ~finite[:, 0]
@@ -171,7 +174,8 @@ class Monitor:
     def _activations_now(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Input and output of each linear layer on the probe points; its output is what the next layer is given."""
         seen: dict[str, Tensor] = {}
-        linear = {name: m for name, m in self._network.named_modules() if isinstance(m, nn.Linear) and name in self._layers}
+        modules = ((name or ITSELF, module) for name, module in self._network.named_modules())
+        linear = {name: module for name, module in modules if isinstance(module, nn.Linear) and name in self._layers}
 
         def keep(name: str) -> Any:
             return lambda module, inputs: seen.__setitem__(name, inputs[0])
@@ -183,9 +187,10 @@ class Monitor:
         finally:
             for hook in hooks:
                 hook.remove()
-        names = list(seen)
-        outputs = [*(seen[name] for name in names[1:]), final]
-        return {name: (seen[name], after) for name, after in zip(names, outputs, strict=True)}
+        pairs = zip(seen.items(), [*list(seen.values())[1:], final], strict=False)
+        batch = self._probe.shape[:1]  # type: ignore[union-attr]
+        found = {name: (before, after) for (name, before), after in pairs}
+        return {name: pair for name, pair in found.items() if all(a.shape[:-1] == batch for a in pair)}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -216,16 +221,18 @@ def _layers(network: nn.Module) -> Iterator[tuple[str, list[nn.Parameter]]]:
         own = [p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in seen]
         seen.update(map(id, own))
         if own:
-            yield name or "network", own
+            yield name or ITSELF, own
 
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """A pass that leaves no trace: modules in evaluation mode, so that no running average moves and nothing is random."""
+    """A pass that leaves no trace: no running average moves, and what is random all the same leaves the generators alone."""
     modes = [(module, module.training) for module in network.modules()]
+    devices = {p.device for p in network.parameters() if p.is_cuda}
     network.eval()
     try:
-        yield
+        with torch.random.fork_rng(devices):
+            yield
     finally:
         for module, mode in modes:
             module.training = mode

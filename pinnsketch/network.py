@@ -27,6 +27,8 @@ class MLP(nn.Module):
         width: units of a hidden layer.
         depth: number of hidden layers.
         activation: a name in ACTIVATIONS.
+        frequency: factor of the first layer's initial weights; above 1 the network starts with faster oscillations, as
+            Sitzmann et al. (2020) start theirs.
         generator: draws the weights; equal generators give equal networks.
         dtype: of all parameters.
 
@@ -44,6 +46,7 @@ class MLP(nn.Module):
         width: int = 50,
         depth: int = 4,
         activation: str = "tanh",
+        frequency: float = 1.0,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
@@ -59,6 +62,8 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.utils.skip_init(nn.Linear, a, b, dtype=dtype) for a, b in pairwise(sizes))
         for p in self.layers.parameters():
             nn.init.xavier_normal_(p, generator=generator) if p.ndim == 2 else nn.init.zeros_(p)
+        with torch.no_grad():
+            next(self.layers.parameters()).mul_(frequency)
 
     def forward(self, x: Tensor) -> Tensor:
         y = (x - self.center) * self.scale

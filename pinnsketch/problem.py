@@ -60,7 +60,7 @@ class Data:
             ProblemError: if the file is missing or a value is not a finite number; the message names its place.
         """
         if isinstance(self.source, Mapping):
-            found = {name: np.asarray(values, dtype=float).reshape(-1) for name, values in self.source.items()}
+            found = {name: self._column(name, values) for name, values in self.source.items()}
         else:
             found = _read_csv(Path(self.source))
         lengths = {name: len(values) for name, values in found.items()}
@@ -71,6 +71,12 @@ class Data:
                 row = int(np.flatnonzero(~np.isfinite(values))[0])
                 raise ProblemError(f"{self}: column {name!r} is not finite in row {row + 1} ({values[row]}).")
         return found
+
+    def _column(self, name: str, values: Any) -> Array:
+        try:
+            return np.asarray(values, dtype=float).reshape(-1)
+        except (TypeError, ValueError):
+            raise ProblemError(f"{self}: column {name!r} must be numbers; got {values!r:.60}.") from None
 
     def beside(self, folder: Path) -> Data:
         """The same data, a relative path taken from `folder`."""
@@ -85,19 +91,28 @@ class Data:
 def _read_csv(path: Path) -> dict[str, Array]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
+            reader = csv.reader(file)
+            rows = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError) as error:
         raise ProblemError(f"Data: cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
     if len(rows) < 2:
         raise ProblemError(f"Data: {path} needs a header line and at least one row of numbers.")
-    header = [name.strip() for name in rows[0]]
-    table = np.empty((len(rows) - 1, len(header)))
-    for i, row in enumerate(rows[1:]):
-        try:
-            table[i] = [float(cell) for cell in row]
-        except ValueError:
-            raise ProblemError(f"Data: {path}, line {i + 2}: expected {len(header)} numbers; got {','.join(row)!r}.") from None
+    header = [name.strip() for name in rows[0][1]]
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise ProblemError(f"Data: {path}: two columns are called {twice[0]!r}.")
+    table = np.array([_numbers(path, line, row, len(header)) for line, row in rows[1:]])
     return dict(zip(header, table.T, strict=True))
+
+
+def _numbers(path: Path, line: int, row: list[str], count: int) -> list[float]:
+    try:
+        numbers = [float(cell) for cell in row]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise ProblemError(f"Data: {path}, line {line}: expected {count} numbers; got {','.join(row)!r}.")
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -136,7 +151,7 @@ class Problem:
             unknowns one function each. It is never trained on: errors are measured against it, and `check` tests it.
 
     Raises:
-        ProblemError: if there are no terms, a residual asks for an unknown name, or something given is read by no residual.
+        ProblemError: if there are no terms, or a residual asks for a name that is not there.
     """
 
     domain: Shape
@@ -168,7 +183,7 @@ class Problem:
         names = (*self.unknowns, *self.coordinates, *self.parameters)
         if isinstance(where, Region):
             return (*names, "n") if where.has_normal else names
-        return (*names, *(column for column in where.columns() if column not in names))
+        return (*names, *(column for column in where.columns() if column not in self.coordinates))
 
     def beside(self, folder: Path) -> Problem:
         """The same problem, its data files found beside `folder`."""
@@ -219,6 +234,8 @@ def _validate_term(problem: Problem, name: str, term: Term) -> None:
         raise ProblemError(
             f"Term {name!r}: expected a region, as in domain.interior, or Data; got {type(term.where).__name__}."
         )
+    if term.points is not None and term.points < 1:
+        raise ProblemError(f"Term {name!r}: at least one point is needed; got {term.points}.")
     if not (term.weight > 0 and np.isfinite(term.weight)):
         raise ProblemError(f"Term {name!r}: its weight must be positive and finite; got {term.weight}.")
     if isinstance(term.where, Region):
@@ -226,7 +243,9 @@ def _validate_term(problem: Problem, name: str, term: Term) -> None:
 
 
 def check_names(problem: Problem, name: str, term: Term) -> None:
-    """Refuse a residual that asks for a name that is not there, or reads no unknown."""
+    """Refuse a residual that asks for a name that is not there, or reads no unknown; and data that do not fit."""
+    if isinstance(term.where, Data):
+        _check_columns(problem, name, term.where)
     available = problem.available(term.where)
     for need in term.needs:
         if need not in available:
@@ -240,6 +259,18 @@ def check_names(problem: Problem, name: str, term: Term) -> None:
             )
     if not set(term.needs) & {*problem.unknowns, *problem.coefficients}:
         raise ProblemError(f"Term {name!r}: its residual reads no unknown, so nothing could make it vanish.")
+
+
+def _check_columns(problem: Problem, name: str, data: Data) -> None:
+    columns = list(data.columns())
+    for coordinate in problem.coordinates:
+        if coordinate not in columns:
+            raise ProblemError(f"Term {name!r}: {data} has no column {coordinate!r}; its columns are {', '.join(columns)}.")
+    for column in columns:
+        if column in (*problem.unknowns, *problem.parameters, "n"):
+            raise ProblemError(
+                f"Term {name!r}: {data} has a column {column!r}, which is taken: rename it, as in {column}_seen."
+            )
 
 
 def _validate_exact(problem: Problem) -> None:
@@ -256,4 +287,5 @@ def unread(problem: Problem) -> list[str]:
     """Unknowns and parameters that no residual asks for: each is probably a mistake."""
     needed = {need for term in problem.terms.values() for need in term.needs}
     exact = {need for function in (problem.exact or {}).values() for need in parameters_of(function)}  # type: ignore[union-attr]
-    return [name for name in (*problem.unknowns, *problem.parameters) if name not in needed | exact]
+    numbers = set(problem.parameters) - set(problem.coefficients)
+    return [name for name in (*problem.unknowns, *problem.parameters) if name not in needed | (exact & numbers)]

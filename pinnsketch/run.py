@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import platform
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +23,13 @@ from pinnsketch.library import load_problem
 from pinnsketch.monitor import Monitor
 from pinnsketch.network import KINDS
 from pinnsketch.problem import Data, Problem
+from pinnsketch.record import environment, write_results
 from pinnsketch.solution import Solution
 from pinnsketch.train import Step, train
 
 FORMAT = 1
+SMALL = 1 << 15
+"""Numbers in a layer's activations up to which torch works on one thread anyway, but for matrix products."""
 PROBE = 128
 """Points at which the monitor sketches activations."""
 
@@ -83,6 +81,7 @@ class Run:
             device=device,
         )
         self.warnings = self.task.check(self.trial)
+        self._points = self.task.batch()
         self.monitor, self.health = self._watch(), Health()
         self.history: list[dict[str, Any]] = []
         self.total = sum(stage.steps for stage in config.train.schedule)
@@ -91,6 +90,7 @@ class Run:
         self.outcome: str | None = None
         self._state: dict[str, Any] | None = None
         self._last: Step | None = None
+        self._reached: dict[str, Any] = {"steps": 0, "loss": None, "losses": {}, "note": None, "last": False}
         self.fresh: list[Finding] = []
         if folder is not None:
             self._prepare(folder)
@@ -98,7 +98,7 @@ class Run:
     def _watch(self) -> Monitor | None:
         if self.config.monitor is None:
             return None
-        interior = next((block.x for block in self.task.batch() if block.normal is None), None)
+        interior = next((block.x for block in self._points if block.normal is None), None)
         probe = None if interior is None else interior[:PROBE].clone()
         return Monitor(self.trial.network, probe, **self.config.monitor.model_dump(), seed=self.config.train.seed)
 
@@ -113,22 +113,49 @@ class Run:
             raise RunError(f"{folder} holds no checkpoint.pt: there is nothing to go on with. Is it a run folder?")
         config = read_config(folder / "config.yaml")
         source = folder / "problem.py"
+        if not source.is_file():
+            raise RunError(
+                f"{folder} holds no problem.py: the run was made from objects in Python, which only that program has."
+            )
         run = cls(load_problem(source, config.parameters), config, folder, source=source)
-        state = checkpoint.load(folder / "checkpoint.pt")
+        state = checkpoint.load(folder / "checkpoint.pt", _device(config.device))
         if state.get("format") != FORMAT:
             raise RunError(f"{folder}/checkpoint.pt has format {state.get('format')}; this version reads {FORMAT}.")
         run.load_state_dict(state)
+        if run._reached["last"]:
+            raise RunError(f"{folder} holds a finished run ({run._reached['steps']} steps): there is nothing left to do.")
         return run
 
     def __iter__(self) -> Iterator[Step]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield from self._train()
+        finally:
+            torch.set_num_threads(before)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads: as configured; or one for small work, which a second would hardly hasten, else as many as torch has."""
+        work = self.config.network.width * max(len(block.x) for block in self._points)
+        return self.config.threads or (1 if work <= SMALL else torch.get_num_threads())
+
+    def _train(self) -> Iterator[Step]:
         schedule = [stage.stage() for stage in self.config.train.schedule]
         watch, log, save = self.monitor, self.config.train.log, self.config.train.checkpoint
         began = time.perf_counter() - self.seconds
         for step in train(self.trial, self.task, schedule, resample=self.config.points.resample, state=self._state):
             self._last, self.fresh = step, []
+            self._reached = {
+                "steps": step.index,
+                "loss": step.loss,
+                "losses": dict(step.losses),
+                "note": step.note,
+                "last": step.last,
+            }
             if watch:
                 watch.update(step.loss, now=not step.finite)
-            if step.index % log == 0 or step.index in (1, self.total) or step.note or not step.finite:
+            if step.index % log == 0 or step.index == 1 or step.last:
                 self._record(step, time.perf_counter() - began)
             if step.index % save == 0 and step.finite:
                 self._try(self._save_checkpoint)
@@ -148,7 +175,7 @@ class Run:
     def finish(self, interrupted: bool = False) -> Solution:
         """End the run where it stands, write everything, and return the solution; it says what happened in `outcome`."""
         finite = self._last is None or self._last.finite
-        self.outcome = "non-finite" if not finite else "interrupted" if interrupted and not self._complete else "solved"
+        self.outcome = "non-finite" if not finite else "interrupted" if interrupted and not self._reached["last"] else "solved"
         if self.folder is not None and finite:
             self._try(self._save_checkpoint)
         solution = Solution(
@@ -164,28 +191,24 @@ class Run:
             self._write_results(solution)
         return solution
 
-    @property
-    def _complete(self) -> bool:
-        return self._last is not None and (self._last.index >= self.total or self._last.note is not None)
-
     def metrics(self) -> dict[str, Any]:
         """The run in numbers, as in metrics.json."""
-        steps = self._last.index if self._last else (self._state or {}).get("index", 0)
+        steps = self._reached["steps"]
         return {
             "outcome": self.outcome,
             "relative_l2": self.task.error(self.trial),
             "seconds": self.seconds,
             "steps": steps,
             "steps_per_second": steps / self.seconds if self.seconds else None,
-            "loss": self._last.loss if self._last else None,
-            "losses": dict(self._last.losses) if self._last else {},
+            "loss": self._reached["loss"],
+            "losses": self._reached["losses"],
             "unknowns": {name: self._estimate(name, float(value)) for name, value in self.trial.coefficients.items()},
             "monitor": {
                 "bytes": self.monitor.bytes if self.monitor else 0,
                 "findings": [str(finding) for finding in self.health.findings],
             },
             "warnings": self.warnings,
-            "note": self._last.note if self._last else None,
+            "note": self._reached["note"],
         }
 
     def _estimate(self, name: str, value: float) -> dict[str, float | None]:
@@ -202,11 +225,13 @@ class Run:
             "health": self.health.state_dict(),
             "history": self.history,
             "seconds": self.seconds,
+            "reached": self._reached,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.trial.load_state_dict(state["trial"])
         self._state, self.history, self.seconds = state["train"], list(state["history"]), state["seconds"]
+        self._reached = state["reached"]
         self.health.load_state_dict(state["health"])
         if self.monitor and state["monitor"]:
             self.monitor.load_state_dict(state["monitor"])
@@ -216,7 +241,10 @@ class Run:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint.write_text(folder / "config.yaml", dump_config(self.config.model_copy(update={"problem": "problem.py"})))
-            checkpoint.write_text(folder / "environment.json", json.dumps(environment(self.config), indent=1))
+            checkpoint.write_text(
+                folder / "environment.json",
+                json.dumps(environment(_device(self.config.device), self.config.train.seed), indent=1),
+            )
             if self._source is not None and self._source.parent != folder:
                 shutil.copyfile(self._source, folder / "problem.py")
                 self._copy_data(folder)
@@ -257,26 +285,6 @@ class Run:
                 self.trouble = f"{trouble}; nor could {rescue} be written ({again.strerror or again})"
 
 
-def write_results(folder: Path, solution: Solution) -> None:
-    """metrics.json, history.json, health.json, model.pt and the figures: the numbers first, in case the disk fills up."""
-    from pinnsketch.report.figures import write_figures
-
-    checkpoint.write_text(folder / "metrics.json", json.dumps(plain(solution.metrics), indent=1))
-    checkpoint.write_text(folder / "health.json", json.dumps(plain(solution.health.state_dict()["findings"]), indent=1))
-    checkpoint.write_text(folder / "history.json", json.dumps(plain(solution.history)))
-    solution.save(folder / "model.pt")
-    write_figures(solution, folder)
-
-
-def plain(value: Any) -> Any:
-    """The value with infinite and NaN numbers as text, which JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def build_network(config: RunConfig, problem: Problem, generator: torch.Generator) -> nn.Module:
     """The network that a config describes, for the domain and unknowns of a problem."""
     options = config.network.model_dump(exclude={"kind"})
@@ -298,37 +306,6 @@ def _device(word: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise RunError(f"device: {word!r} cannot be used here ({str(error).splitlines()[0]}); try cpu or auto.") from None
     return device
-
-
-def environment(config: RunConfig) -> dict[str, Any]:
-    """Versions, machine and source state of a run."""
-    return {
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("pinnsketch", "torch", "numpy", "scipy")},
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
-        "threads": torch.get_num_threads(),
-        "device": str(_device(config.device)),
-        "seed": config.train.seed,
-        "git": _git(),
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _git() -> dict[str, Any] | None:
-    def ask(*words: str) -> str:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=5, check=True)
-        return done.stdout.strip()
-
-    try:
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 @contextmanager

@@ -52,7 +52,8 @@ class Step:
         loss: the weighted sum; it belongs to `p.grad`. Adam evaluates before it moves, L-BFGS after.
         losses: each term's, before weighting.
         finite: False if loss or gradient was not; the parameters are then the last ones before, and the loop ends.
-        note: why the method went no further, or None.
+        note: why the method can go no further, or None.
+        last: whether the schedule ends with this step.
         state: gives everything the remaining steps depend on, but for the model itself.
     """
 
@@ -62,6 +63,7 @@ class Step:
     losses: Mapping[str, float]
     finite: bool
     note: str | None
+    last: bool
     state: Callable[[], dict[str, Any]]
 
 
@@ -82,25 +84,26 @@ def train(
     parameters = [p for p in model.parameters() if p.requires_grad]
     index, first = (state["index"], state["stage"]) if state else (0, 0)
     done = state["done"] if state else 0
-    drawn, objective = None, None
     for number, stage in enumerate(schedule[first:], start=first):
         method: Method = METHODS[stage.method](parameters, **stage.options)
         if state and number == first:
             method.load_state_dict(state["method"])
         objective = None
         while done < stage.steps and not method.stalled:
-            wanted = index // resample if resample else 0
-            if objective is None or wanted != drawn:
-                batch, fresh = task.batch(wanted), objective is not None
-                objective = Objective(parameters, partial(task.losses, model, batch), task.weights)
-                drawn, objective.fresh = wanted, fresh
+            draw = index // resample if resample else 0
+            fresh = resample > 0 and done > 0 and draw != (index - 1) // resample  # whether or not this is a resumed run
+            if objective is None or fresh:
+                objective = Objective(parameters, partial(task.losses, model, task.batch(draw)), task.weights)
+                objective.fresh = fresh
             at = method.step(objective)
             index, done = index + 1, done + 1
 
             def snapshot(method: Method = method, index: int = index, stage: int = number, done: int = done) -> dict[str, Any]:
                 return {"index": index, "stage": stage, "done": done, "method": method.state_dict()}
 
-            yield Step(index, stage.method, at.loss, at.losses, at.finite, method.stalled, snapshot)
+            ended = done == stage.steps or method.stalled is not None
+            last = not at.finite or (ended and number == len(schedule) - 1)
+            yield Step(index, stage.method, at.loss, at.losses, at.finite, method.stalled, last, snapshot)
             if not at.finite:
                 return
         done = 0

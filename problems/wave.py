@@ -27,9 +27,9 @@ def problem(c: float = 2.0, a: float = 0.5) -> Problem:
         parameters={"c": c, "a": a},
         terms={
             "wave": Term(domain.interior, wave),
-            "ends": Term(domain.sides("x"), lambda u: u, weight=100),
-            "shape": Term(domain.start("t"), lambda u, x, t, c, a: u - exact(x, t, c, a), weight=100),
-            "rest": Term(domain.start("t"), lambda u: u.t, weight=10),
+            "ends": Term(domain.sides("x"), lambda u: u),
+            "shape": Term(domain.start("t"), lambda u, x, t, c, a: u - exact(x, t, c, a)),
+            "rest": Term(domain.start("t"), lambda u: u.t),
         },
         exact=exact,
     )

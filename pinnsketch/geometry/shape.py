@@ -220,7 +220,7 @@ def _call_by_name(function: Callable[..., Array], names: tuple[str, ...], x: Arr
 def check_coordinates(names: tuple[str, ...]) -> None:
     """Refuse coordinate names that would make `u.x`, `u.xy` or `u.n` ambiguous."""
     for name in names:
-        if name in RESERVED or not name.isidentifier():
+        if name in RESERVED or name.startswith("_") or not name.isidentifier():
             raise GeometryError(
                 f"A coordinate cannot be called {name!r}: an unknown's .n is its normal derivative, .d(...) any "
                 "derivative and .value its value. Choose another name."

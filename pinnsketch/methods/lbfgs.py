@@ -98,7 +98,7 @@ class LBFGS:
 
     def _remember(self, s: Tensor, y: Tensor) -> None:
         if float(s.dot(y)) > 1e-10 * float(y.dot(y)):  # keeps H positive definite
-            self._s, self._y = [*self._s[-self._history + 1 :], s], [*self._y[-self._history + 1 :], y]
+            self._s, self._y = [*self._s, s][-self._history :], [*self._y, y][-self._history :]
 
     def _evaluate(self, objective: Objective, length: float, direction: Tensor | None) -> Trial:
         at = objective()

@@ -103,7 +103,7 @@ def _map(axes: Axes, names: tuple[str, ...], x: Values, values: Values, title: s
 
 def _line(axes: Axes, names: tuple[str, ...], x: Values, values: Values, title: str) -> None:
     axes.plot(x[:, 0], values)
-    axes.set(title=title, xlabel=_label(names[0]), yscale="log" if "|" in title and np.nanmax(values) > 0 else "linear")
+    axes.set(title=title, xlabel=_label(names[0]), yscale=_scale(axes) if "|" in title else "linear")
 
 
 def _label(name: str) -> str:
@@ -140,13 +140,19 @@ def gradients_figure(solution: Solution) -> Figure | None:
     for layer, colour in zip(layers, colours, strict=True):
         for axes, key in ((top, "gradient_norm"), (middle, "update_ratio"), (bottom, "drift")):
             axes.plot(steps, [_number(row["layers"][layer][key]) for row in history], color=colour, label=layer, lw=1)
-    top.set(yscale="log", ylabel="gradient norm\n(loss / weight)")
-    middle.set(yscale="log", ylabel="update / weight\n(dimensionless)")
+    top.set(yscale=_scale(top), ylabel="gradient norm\n(loss / weight)")
+    middle.set(yscale=_scale(middle), ylabel="update / weight\n(dimensionless)")
     bottom.set(ylabel="drift: cosine with\nmean gradient", xlabel="training step", ylim=(-1.05, 1.05))
     for axes in (top, middle, bottom):
         _stages(axes, history)
     top.legend(fontsize=8, ncols=3)
     return figure
+
+
+def _scale(axes: Axes) -> str:
+    """Logarithmic where something positive is shown: matplotlib fails to draw such an axis otherwise."""
+    shown = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
+    return "log" if (np.isfinite(shown) & (shown > 0)).any() else "linear"
 
 
 def _number(value: Any) -> float:

@@ -1,8 +1,8 @@
 """Sign-and-fold: the CountSketch of Charikar, Chen & Farach-Colton (2002) with position mod p as its hash.
 
 A vector of N numbers becomes p: signs are flipped at random and the vector is folded,
-`(S g)_j = sum over i = j mod p of sigma_i g_i`. S is linear, and `E <S x, S y> = <x, y>` with variance at most
-`(|x|^2 |y|^2 + <x, y>^2) / p`.
+`(S g)_j = sum over i = j mod p of sigma_i g_i`. S is linear, and `E <S x, S y> = <x, y>` with variance about
+`(|x|^2 |y|^2 + <x, y>^2) / p` for vectors spread evenly over the p cells (more, if few cells hold most of them).
 """
 
 from __future__ import annotations

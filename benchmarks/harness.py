@@ -1,0 +1,83 @@
+"""What every benchmark here shares: the machine, the versions, rows with goals, one JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured figure: a value with its unit, the goal it is held to, whether that is met, and who it is beside."""
+
+    name: str
+    value: Any
+    unit: str
+    goal: str | None = None
+    met: bool | None = None
+    peer: str | None = None
+
+
+def arguments(name: str, description: str) -> argparse.Namespace:
+    """The command line of a benchmark: `--quick`, and `--out` for the JSON file."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="end within a minute, leaving most of it out")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
+    return parser.parse_args()
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, and memory."""
+    return {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        return f"{found.get('model name')}, family {found.get('cpu family')}, model {found.get('model')}"
+    except OSError:
+        return platform.processor()
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Versions of Python and of packages, None where one is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def write(out: Path, rows: list[Row], packages: tuple[str, ...], **more: Any) -> None:
+    """Print the rows, and write everything as JSON."""
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        value = f"{row.value:.3g}" if isinstance(row.value, float) else str(row.value)
+        goal = "" if row.goal is None else f"   goal {row.goal}: {'met' if row.met else 'MISSED'}"
+        print(f"{row.name:<{width}}  {value:>10} {row.unit}{goal}{f'   ({row.peer})' if row.peer else ''}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(
+        json.dumps(
+            {
+                "machine": machine(),
+                "versions": versions(*packages),
+                "command": " ".join(["python", *sys.argv]),
+                "rows": [asdict(row) for row in rows],
+                **more,
+            },
+            indent=1,
+        )
+    )
+    print(f"Written to {out}")
