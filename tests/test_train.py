@@ -166,18 +166,19 @@ def test_at_a_minimiser_it_says_that_it_has_stalled_and_stays():
 @pytest.mark.parametrize("history", [1, 2, 7])
 def test_it_remembers_the_last_pairs_only(history):
     path, method = descend(rosenbrock, np.tile([-1.2, 1.0], 10), steps=30, history=history)
-    state, points, gradients = method.state_dict(), [x for _, x, _ in path], [g for _, _, g in path]
-    assert len(state["s"]) == len(state["y"]) == history
-    for i in range(history):
-        torch.testing.assert_close(state["s"][-1 - i], points[-1 - i] - points[-2 - i], rtol=1e-6, atol=1e-12)
-        assert torch.equal(state["y"][-1 - i], gradients[-1 - i] - gradients[-2 - i])
+    pairs, points, gradients = method.state_dict()["pairs"], [x for _, x, _ in path], [g for _, _, g in path]
+    assert len(pairs) == history
+    for i, (s, y, rho) in enumerate(reversed(pairs)):
+        torch.testing.assert_close(s, points[-1 - i] - points[-2 - i], rtol=1e-6, atol=1e-12)
+        assert torch.equal(y, gradients[-1 - i] - gradients[-2 - i])
+        assert float(rho) == pytest.approx(1 / float(s.dot(y)), rel=1e-12)
 
 
 def inverse_hessian_slowly(pairs, n):
     """BFGS's dense update (Nocedal & Wright 6.17) of H_0 = s.y / y.y I (7.20) by the pairs, oldest first."""
-    s, y = pairs[-1]
+    s, y, _ = pairs[-1]
     h = torch.eye(n, dtype=F64) * (s.dot(y) / y.dot(y))
-    for s, y in pairs:
+    for s, y, _ in pairs:
         rho, eye = 1 / y.dot(s), torch.eye(n, dtype=F64)
         h = (eye - rho * torch.outer(s, y)) @ h @ (eye - rho * torch.outer(y, s)) + rho * torch.outer(s, s)
     return h
@@ -195,7 +196,7 @@ def test_the_first_trial_of_a_step_is_the_full_quasi_newton_step(steps):
     for _ in range(steps):
         method.step(objective)
     x, gradient, state = point.x.detach(), point.gradient.clone(), method.state_dict()
-    h = inverse_hessian_slowly(list(zip(state["s"], state["y"], strict=True)), 6)
+    h = inverse_hessian_slowly(state["pairs"], 6)
     seen.clear()
     method.step(objective)
     torch.testing.assert_close(seen[0], x - h @ gradient, rtol=1e-8, atol=1e-10)
@@ -251,13 +252,14 @@ def test_pairs_that_mislead_are_forgotten():
     method, objective = LBFGS(list(point.parameters()), evaluations=3), objective_of(function, point)
     before = method.step(objective).loss
     state = method.state_dict()
-    state["s"], state["y"] = [randn(10, seed=3) * 1e12], [randn(10, seed=3)]
+    s, y = randn(10, seed=3) * 1e12, randn(10, seed=3)
+    state["pairs"] = [(s, y, 1 / s.dot(y))]
     method.load_state_dict(state)
     for _ in range(5):
         after = method.step(objective).loss
     assert after < before
     assert not method.stalled
-    assert all(float(s.norm()) < 100 for s in method.state_dict()["s"])
+    assert all(float(s.norm()) < 100 for s, _, _ in method.state_dict()["pairs"])
 
 
 # --- the line search -----------------------------------------------------------------------------------------------------

@@ -39,8 +39,8 @@ class LBFGS:
 
     def __init__(self, parameters: Sequence[nn.Parameter], history: int = 50, evaluations: int = 25) -> None:
         self._parameters, self._history, self._evaluations = list(parameters), history, evaluations
-        self._s: list[Tensor] = []  # s_k = x_{k+1} - x_k and y_k = g_{k+1} - g_k, oldest first
-        self._y: list[Tensor] = []
+        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        """s = x_{k+1} - x_k, y = g_{k+1} - g_k and rho = 1 / y^T s (equations 7.17, 7.18), oldest first."""
         self._here: Trial | None = None
         self._stalled = False
 
@@ -56,8 +56,8 @@ class LBFGS:
             return start.at
         x = self._flat(p.detach() for p in self._parameters)
         accepted, direction = self._search_from(start, x, objective)
-        if accepted is None and self._s:  # the pairs mislead: forget them and go down the gradient
-            self._s, self._y = [], []
+        if accepted is None and self._pairs:  # the pairs mislead: forget them and go down the gradient
+            self._pairs = []
             accepted, direction = self._search_from(start, x, objective)
         if accepted is None:
             self._stalled, accepted = True, start
@@ -74,7 +74,7 @@ class LBFGS:
         slope = float(start.gradient.dot(direction))
         if not slope < 0:
             return None, direction
-        first = 1.0 if self._s else min(1.0, 1.0 / float(start.gradient.abs().sum()))
+        first = 1.0 if self._pairs else min(1.0, 1.0 / float(start.gradient.abs().sum()))
 
         def trial(length: float) -> Trial:
             self._place(x.add(direction, alpha=length))
@@ -84,21 +84,21 @@ class LBFGS:
 
     def _direction(self, gradient: Tensor) -> Tensor:
         """-H g by the two-loop recursion (algorithm 7.4), H_0 scaled by (7.20)."""
-        q = gradient.neg()
-        rhos = [1 / s.dot(y) for s, y in zip(self._s, self._y, strict=True)]
-        alphas = []
-        for s, y, rho in zip(reversed(self._s), reversed(self._y), reversed(rhos), strict=True):
+        q, alphas = gradient.neg(), []
+        for s, y, rho in reversed(self._pairs):
             alphas.append(rho * s.dot(q))
-            q.sub_(y * alphas[-1])
-        if self._s:
-            q.mul_(self._s[-1].dot(self._y[-1]) / self._y[-1].dot(self._y[-1]))
-        for s, y, rho, alpha in zip(self._s, self._y, rhos, reversed(alphas), strict=True):
-            q.add_(s * (alpha - rho * y.dot(q)))
+            q.addcmul_(y, alphas[-1], value=-1)
+        if self._pairs:
+            _, y, rho = self._pairs[-1]
+            q.div_(rho * y.dot(y))
+        for (s, y, rho), alpha in zip(self._pairs, reversed(alphas), strict=True):
+            q.addcmul_(s, alpha - rho * y.dot(q))
         return q
 
     def _remember(self, s: Tensor, y: Tensor) -> None:
-        if float(s.dot(y)) > 1e-10 * float(y.dot(y)):  # keeps H positive definite
-            self._s, self._y = [*self._s, s][-self._history :], [*self._y, y][-self._history :]
+        product = s.dot(y)
+        if float(product) > 1e-10 * float(y.dot(y)):  # keeps H positive definite
+            self._pairs = [*self._pairs, (s, y, product.reciprocal())][-self._history :]
 
     def _evaluate(self, objective: Objective, length: float, direction: Tensor | None) -> Trial:
         at = objective()
@@ -127,10 +127,10 @@ class LBFGS:
         if self._here is not None:
             at = self._here.at
             here = {"loss": at.loss, "losses": at.losses, "finite": at.finite, "gradient": self._here.gradient}
-        return {"s": self._s, "y": self._y, "here": here, "stalled": self._stalled}
+        return {"pairs": self._pairs, "here": here, "stalled": self._stalled}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._s, self._y, self._stalled = list(state["s"]), list(state["y"]), state["stalled"]
+        self._pairs, self._stalled = list(state["pairs"]), state["stalled"]
         here = state["here"]
         if here is not None:
             self._here = Trial(0.0, 0.0, Evaluation(here["loss"], here["losses"], here["finite"]), here["gradient"])

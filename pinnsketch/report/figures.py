@@ -119,9 +119,10 @@ def losses_figure(solution: Solution) -> Figure | None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for term in history[0]["losses"]:
-        axes.semilogy(steps, [row["losses"][term] for row in history], label=f"{term}: mean square residual")
+        axes.plot(steps, [row["losses"][term] for row in history], label=f"{term}: mean square residual")
     if history[0]["error"]:
-        axes.semilogy(steps, [row["error"]["overall"] for row in history], "k--", label="relative L2 error")
+        axes.plot(steps, [row["error"]["overall"] for row in history], "k--", label="relative L2 error")
+    axes.set(yscale=_scale(axes))
     _stages(axes, history)
     axes.set(xlabel="training step", ylabel="mean square, and relative error (dimensionless)")
     axes.legend(fontsize=8)
