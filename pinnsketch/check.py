@@ -81,7 +81,7 @@ def _check_term(task: Collocation, name: str, block: Block, network: MLP, known:
     text = str(where) if isinstance(where, Data) else where.name
     if not known:
         return TermCheck(name, text, len(block.x), words, None, None, "no exact solution")
-    require_finite(name, residual, block.x, problem.coordinates, "for the exact solution")
+    require_finite(f"Term {name!r}: its residual", residual, block.x, problem.coordinates, "for the exact solution")
     scale = max([1.0, *(float(_read(names[unknown], order).abs().max()) for unknown, order in reads.copy())])
     size = float(residual.abs().max())
     verdict = "measured" if isinstance(where, Data) else "vanishes" if size <= TOLERANCE * scale else "does not vanish"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,8 @@ def write(path: Path, content: Callable[[IO[bytes]], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except RuntimeError as error:  # torch's writer reports a full disk so
-        raise OSError(str(error)) from error
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk by a RuntimeError
+        number, words = getattr(error, "errno", None) or errno.EIO, getattr(error, "strerror", None) or str(error)
+        raise OSError(number, words, str(path)) from error
     finally:
         beside.unlink(missing_ok=True)

@@ -6,6 +6,8 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
+from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -102,7 +104,7 @@ def compare(
             display.update(steps, comparison.watched)
             if asked:
                 break
-        result = comparison.result()
+        result = comparison.result(interrupted=bool(asked))
     _write_json(target / "compare.json", plain(result))
     _show(plain(result), as_json, comparison_table(result), f"Written to {target / 'compare.json'}")
     if asked:
@@ -141,12 +143,14 @@ def new_problem(name: Annotated[str, typer.Argument(help="A name that Python all
     """Write NAME.py and NAME.yaml, a problem that works, to change into yours."""
     from pinnsketch.library import HERE
 
-    if not name.isidentifier():
+    if not name.isidentifier() or iskeyword(name):
         _leave(f"{name!r} is no name that Python allows; use letters, digits and _, as in my_problem.", WRONG_INPUT)
     files = {Path(f"{name}.{end}"): (HERE / "templates" / f"problem.{end}").read_text() for end in ("py", "yaml")}
     for path in files:
         if path.exists():
             _leave(f"{path} exists already; choose another name.", WRONG_INPUT)
+    if find_spec(name):
+        _leave(f"{name!r} is the name of a Python module, which {name}.py would hide; choose another name.", WRONG_INPUT)
     for path, text in files.items():
         path.write_text(text.replace("NAME", name))
     print(f"Wrote {name}.py and {name}.yaml. Now try:\n  pinnsketch check {name}.py\n  pinnsketch solve {name}.yaml")
@@ -270,7 +274,11 @@ def _say(words: str) -> None:
 
 def _leave(words: str, code: int) -> NoReturn:
     _say(escape(words))
-    raise typer.Exit(code)
+    raise _Left(code)
+
+
+class _Left(Exception):
+    """The command has said why it ends, with this exit code."""
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -282,7 +290,11 @@ def main(arguments: Iterable[str] | None = None) -> None:
 def _guarded(action: Callable[[], Any], show_traceback: bool) -> int:
     try:
         code = action()
+        if code == INTERRUPTED:  # typer swallows a KeyboardInterrupt
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else SOLVED
+    except _Left as leaving:
+        return int(leaving.args[0])
     except typer.Exit as leaving:
         return leaving.exit_code
     except (typer.Abort, KeyboardInterrupt):

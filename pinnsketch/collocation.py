@@ -51,6 +51,10 @@ class Trial(nn.Module):
         """Present values of the unknown coefficients, each a scalar."""
         return {name: raw.exp() if self._positive[name] else raw for name, raw in self.raw.items()}
 
+    def values(self) -> dict[str, float]:
+        """Present values of the unknown coefficients, as numbers."""
+        return {name: float(value.detach()) for name, value in self.coefficients.items()}
+
     def fix(self, name: str, value: float) -> None:
         """Add a coefficient that is known, and trains no more."""
         self._positive[name] = False
@@ -163,9 +167,7 @@ class Collocation:
         except FieldError as error:
             raise ProblemError(f"Term {name!r}: {error}") from None
         except Exception as error:
-            line = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{Path(line.filename).name}, line {line.lineno}"
-            raise ProblemError(f"Term {name!r}: its residual failed ({place}): {type(error).__name__}: {error}") from error
+            raise ProblemError(f"Term {name!r}: its residual failed ({_words(term.residual, error)}") from error
         residual = residual.value if isinstance(residual, Field) else residual
         if not isinstance(residual, Tensor) or not _one_row_a_point(residual, n):
             got = f"shape {tuple(residual.shape)}" if isinstance(residual, Tensor) else type(residual).__name__
@@ -197,7 +199,10 @@ class Collocation:
         batch = self.batch()
         for name, residual in self.residuals(trial, batch).items():
             block = next(block for block in batch if name in block.terms)
-            require_finite(name, residual, block.x, self.problem.coordinates)
+            require_finite(f"Term {name!r}: its residual", residual, block.x, self.problem.coordinates)
+        if self._exact is not None:
+            for name, values in self._exact[1].items():
+                require_finite(f"exact {name!r}: it", values.detach(), self._exact[0], self.problem.coordinates)
         return [f"{name!r} is read by no residual: is it needed?" for name in unread(self.problem)]
 
     def error(self, model: Trial) -> dict[str, float] | None:
@@ -233,8 +238,13 @@ class Collocation:
         """The exact solution of an unknown at points `(n, d)`: `(n, 1)`."""
         function = self.known[unknown]
         names = {**dict(zip(self.problem.coordinates, x.split(1, dim=1), strict=True)), **self.true_parameters()}
-        values = function(**{need: names[need] for need in parameters_of(function)})
-        return torch.as_tensor(values, **self._to).expand(len(x), 1)
+        try:
+            values = torch.as_tensor(function(**{need: names[need] for need in parameters_of(function)}), **self._to)
+        except Exception as error:
+            raise ProblemError(f"exact {unknown!r} failed ({_words(function, error)}") from error
+        if values.ndim and values.shape != (len(x), 1):
+            raise ProblemError(f"exact {unknown!r}: expected values of shape ({len(x)}, 1); got {tuple(values.shape)}.")
+        return values.expand(len(x), 1)
 
     def true_parameters(self) -> dict[str, Any]:
         """Parameters with the true value of unknown coefficients, or where that is not known their initial one."""
@@ -246,6 +256,14 @@ class Collocation:
 
     def _tensor(self, array: Any) -> Tensor:
         return torch.as_tensor(array, **self._to)
+
+
+def _words(function: Callable[..., Any], error: Exception) -> str:
+    """Where a user's function failed, in its own file if it got that far, and why; closes a bracket."""
+    lines = traceback.extract_tb(error.__traceback__)
+    code = getattr(function, "__code__", None)
+    line = next((frame for frame in reversed(lines) if code and frame.filename == code.co_filename), lines[-1])
+    return f"{Path(line.filename).name}, line {line.lineno}): {type(error).__name__}: {error}"
 
 
 def _one_row_a_point(residual: Tensor, n: int) -> bool:
@@ -264,14 +282,14 @@ def _ratio(off: float, size: float) -> float:
     return off / size if size else inf if off else 0.0
 
 
-def require_finite(name: str, residual: Tensor, x: Tensor, coordinates: tuple[str, ...], when: str = "before training") -> None:
-    """Refuse a residual with NaN or infinite rows, naming the first point."""
-    bad = ~residual.isfinite().all(dim=1)
+def require_finite(what: str, values: Tensor, x: Tensor, coordinates: tuple[str, ...], when: str = "before training") -> None:
+    """Refuse values `(n, k)` with NaN or infinite rows, naming the first point."""
+    bad = ~values.isfinite().all(dim=1)
     if bad.any():
         row = int(bad.nonzero()[0])
         place = ", ".join(f"{c}={value:.6g}" for c, value in zip(coordinates, x[row].tolist(), strict=True))
         raise ProblemError(
-            f"Term {name!r}: its residual is not finite at {int(bad.sum())} of {len(x)} points {when}, first at "
+            f"{what} is not finite at {int(bad.sum())} of {len(x)} points {when}, first at "
             f"{place}. Look for a division by zero, a logarithm or a root outside its range."
         )
 

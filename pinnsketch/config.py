@@ -24,23 +24,33 @@ class ConfigError(ValueError):
 
 
 class Loader(yaml.SafeLoader):
-    """yaml.SafeLoader, which reads numbers as YAML 1.2 does: `2e-3` is a number, and keys may not repeat."""
+    """yaml.SafeLoader, but `2e-3` is a number, and neither repeated keys nor aliases are taken."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, f"the alias *{event.anchor} is not supported", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class Dumper(yaml.SafeDumper):
+    """Writes what Loader reads."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
-def _mapping(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    twice = next((key for key in keys if keys.count(key) > 1), None)
-    if twice is not None:
-        raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
-    return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
-
-
-Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_FLOAT = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+Loader.add_implicit_resolver(*_FLOAT)
+Dumper.add_implicit_resolver(*_FLOAT)
 
 
 def _number(value: Any) -> Any:
@@ -58,13 +68,14 @@ def _whole(value: Any) -> Any:
 def _row_of(table: Mapping[str, Any], word: str) -> Any:
     def known(name: str) -> str:
         if name not in table:
-            raise PydanticCustomError("unknown_name", f"there is no {word} {name!r}{_close(name, table)}")
+            raise PydanticCustomError("unknown_name", f"there is no {word} {name!r}{did_you_mean(name, table)}")
         return name
 
     return AfterValidator(known)
 
 
-def _close(name: object, known: Any) -> str:
+def did_you_mean(name: object, known: Any) -> str:
+    """The end of a message on an unknown name: the nearest known one, and all of them."""
     names = [str(k) for k in known]
     match = get_close_matches(str(name), names, 1)
     return (f"; did you mean {match[0]!r}?" if match else "") + f" (known: {', '.join(names)})"
@@ -88,7 +99,7 @@ class Section(BaseModel):
             raise PydanticCustomError("section", f"expected keys and values ({', '.join(cls.model_fields)})")
         for key in data:
             if key not in cls.model_fields and cls.model_config.get("extra") != "allow":
-                raise PydanticCustomError("unknown_key", f"there is no key {key!r} here{_close(key, cls.model_fields)}")
+                raise PydanticCustomError("unknown_key", f"there is no key {key!r} here{did_you_mean(key, cls.model_fields)}")
         return data
 
 
@@ -135,7 +146,7 @@ class StageConfig(Section):
         for name, value in self.options.items():
             if name not in known:
                 raise PydanticCustomError(
-                    "unknown_key", f"{self.method} has no option {name!r}{_close(name, ('steps', *known))}"
+                    "unknown_key", f"{self.method} has no option {name!r}{did_you_mean(name, ('steps', *known))}"
                 )
             _check_option(name, value, known[name])
         return self
@@ -158,7 +169,7 @@ def _check_option(name: str, value: Any, default: Any) -> None:
         kind = f"a {'whole ' if isinstance(default, int) else ''}number above 0"
         fits = _is_number(value) and 0 < value < float("inf") and (isinstance(default, float) or value == int(value))
     if not fits:
-        raise PydanticCustomError("option", f"{name}: expected {kind}; got {value!r}")
+        raise PydanticCustomError("option", f"expected {kind}; got {value!r}", {"key": name})
 
 
 def _is_number(value: Any) -> bool:
@@ -177,7 +188,7 @@ class TrainConfig(Section):
         StageConfig(method="adam", steps=500),
         StageConfig(method="lbfgs", steps=2000),
     )
-    seed: Whole = 0
+    seed: Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**63)] = 0
     log: Count = 50
     checkpoint: Count = 500
 
@@ -206,7 +217,7 @@ class MonitorConfig(Section):
     rank: Count = 4
     decay: Share = 0.9
     every: Count = 10
-    size: Annotated[int, BeforeValidator(_whole), Field(ge=8)] = 512
+    size: Annotated[int, BeforeValidator(_whole), Field(ge=8)] = 509
     adaptive: bool = False
 
 
@@ -246,7 +257,7 @@ def read_config(path: Path) -> RunConfig:
         raise ConfigError(f"{path} is not text in UTF-8; is it a YAML file?") from None
     try:
         data = yaml.load(text, Loader=Loader)  # Loader is a SafeLoader
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except Exception as error:  # PyYAML lets errors of many kinds through
         raise ConfigError(f"{path} is not valid YAML: {_where(error)}.") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values, at least 'problem: NAME'; got {type(data).__name__}.")
@@ -265,7 +276,7 @@ def make_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
 
 def dump_config(config: RunConfig) -> str:
     """The configuration as YAML, defaults written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 _EXPECTED = {
@@ -277,7 +288,7 @@ _EXPECTED = {
 
 
 def _explain(fault: Any) -> str:
-    path = ".".join(str(part) for part in fault["loc"])
+    path = ".".join(str(part) for part in (*fault["loc"], *fault.get("ctx", {}).get("key", "").split()))
     if fault["type"] == "missing":
         return f"{path}: is missing"
     if fault["type"] in _EXPECTED:

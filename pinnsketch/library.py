@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pinnsketch.config import ConfigError, RunConfig, _close, read_config
+from pinnsketch.config import ConfigError, RunConfig, did_you_mean, read_config
 from pinnsketch.problem import Problem, ProblemError
 
 HERE = Path(__file__).parent
@@ -58,7 +58,7 @@ def find_problem(word: str, folder: Path) -> Path:
         return path
     if word.endswith(".py") or "/" in word:
         raise ConfigError(f"problem: there is no file {path}.")
-    raise ConfigError(f"problem: there is no problem {word!r}{_close(word, names('problems'))}, nor a file {path}.")
+    raise ConfigError(f"problem: there is no problem {word!r}{did_you_mean(word, names('problems'))}, nor a file {path}.")
 
 
 def load_problem(path: Path, parameters: Mapping[str, Any] | None = None) -> Problem:
@@ -74,7 +74,7 @@ def load_problem(path: Path, parameters: Mapping[str, Any] | None = None) -> Pro
     known = list(signature(function).parameters)
     for name in parameters or {}:
         if name not in known:
-            raise ProblemError(f"parameters: {path.name} has no parameter {name!r}{_close(name, known)}.")
+            raise ProblemError(f"parameters: {path.name} has no parameter {name!r}{did_you_mean(name, known)}.")
     try:
         problem = function(**(parameters or {}))
     except ProblemError:

@@ -23,9 +23,9 @@ class LayerReading:
 
     Args:
         gradient_norm: the Euclidean norm of the gradient of its parameters, exact.
-        update_ratio: length of the last update over that of the parameters, from sketches (exact up to 512 parameters,
+        update_ratio: length of the last update over that of the parameters, from sketches (exact up to 509 parameters,
             else with a relative standard error of 1/sqrt(2 p), 3 %).
-        drift: cosine of the gradient with the moving average of those looked at before, from sketches.
+        drift: cosine of the gradient with the moving average of those looked at before, from sketches; None where one is zero.
         drift_interval: 95 % interval of that cosine; a point where the sketch is exact.
         activation_stable_rank: stable rank of the sketch of the layer's output on the probe points (the gauge of Antil &
             Verma 2025); it speaks of activations, not of gradients. None without probe points.
@@ -64,9 +64,12 @@ class Monitor:
         rank: r of the activation sketches, which have 2r + 1 columns.
         decay: factor of the moving averages.
         every: it looks at every so many updates, and lets the others pass.
-        size: numbers in a gradient sketch.
+        size: numbers in a gradient sketch; a prime spreads the columns of weight matrices evenly over them.
         adaptive: let Algorithm 1 of Antil & Verma choose the rank from the losses given to `update`.
         seed: of the sketches.
+
+    Raises:
+        ValueError: if the network has no parameters that train, or an adaptive rank no probe points.
     """
 
     def __init__(
@@ -77,10 +80,12 @@ class Monitor:
         rank: int = 4,
         decay: float = 0.9,
         every: int = 10,
-        size: int = 512,
+        size: int = 509,
         adaptive: bool = False,
         seed: int = 0,
     ) -> None:
+        if adaptive and probe is None:
+            raise ValueError("Monitor: adaptive=True chooses the rank of the activation sketches; it needs probe points.")
         self._network, self._probe, self._every, self._decay, self._seed = network, probe, every, decay, seed
         self._layers = dict(_layers(network))
         if not self._layers:
@@ -93,8 +98,9 @@ class Monitor:
         self._weights = self._fold(list(self._layers.values())).detach()
         self._last = torch.zeros(len(self._layers), 4, dtype=like.dtype, device=like.device)
         """The last look; columns are gradient norm, length of the update, length of the weights, drift."""
+        self._last[:, 3] = torch.nan
         self._non_finite = torch.zeros(len(self._layers), dtype=torch.int64, device=like.device)
-        self.updates = self._looks = 0
+        self.updates = 0
         self._adaptive = AdaptiveRank(rank) if adaptive else None
         self._activations: dict[str, ThreeSketch] = {}
         if probe is not None:
@@ -123,12 +129,11 @@ class Monitor:
         sketch, weights = self._fold.fold(rows), self._fold(list(self._layers.values()))
         moved = torch.linalg.vector_norm(weights - self._weights, dim=1, keepdim=True)
         size = torch.linalg.vector_norm(weights, dim=1, keepdim=True)
-        drift = torch.cosine_similarity(sketch, self._mean, dim=1, eps=0.0)[:, None]  # NaN if one is zero
+        drift = torch.cosine_similarity(sketch, self._mean, dim=1, eps=0.0)[:, None]  # NaN if one is zero, as at first
         self._last = torch.cat([norms, moved if consecutive else moved * torch.nan, size, drift], dim=1)
         finite = norms.isfinite()
         self._non_finite += ~finite[:, 0]
         self._mean = torch.where(finite, torch.lerp(self._mean, sketch, 1 - self._decay), self._mean)
-        self._looks += 1
 
     def read(self) -> Reading:
         """The state of all layers, after at least one update."""
@@ -136,7 +141,7 @@ class Monitor:
         found = {}
         for i, name in enumerate(self._layers):
             gradient, update, weight, cosine = last[i]
-            drift = cosine if self._looks > 1 and isfinite(cosine) else None
+            drift = cosine if isfinite(cosine) else None
             interval = None if drift is None else self._interval(i, drift)
             sketch = self._activations.get(name)
             rank = sketch.stable_rank() if sketch and sketch.updates else None
@@ -164,7 +169,9 @@ class Monitor:
         }
 
     def _sketch_activations(self, loss: float | None) -> None:
-        if self._adaptive and loss is not None and self._adaptive.update(loss):
+        if self._adaptive and loss is None:
+            raise ValueError("Monitor: an adaptive rank follows the loss; give it, as in monitor.update(loss).")
+        if self._adaptive and self._adaptive.update(loss):  # type: ignore[arg-type]
             self._start_activations(self._adaptive.rank)
         drawn = next(iter(self._activations.values())).projections(len(self._probe))  # type: ignore[arg-type]
         for name, (inputs, outputs) in self._activations_now().items():
@@ -195,7 +202,6 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         return {
             "updates": self.updates,
-            "looks": self._looks,
             "mean": self._mean,
             "weights": self._weights,
             "last": self._last,
@@ -205,7 +211,7 @@ class Monitor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.updates, self._looks = state["updates"], state["looks"]
+        self.updates = state["updates"]
         self._mean, self._weights = state["mean"].clone(), state["weights"].clone()
         self._last, self._non_finite = state["last"].clone(), state["non_finite"].clone()
         for name, saved in state["activations"].items():

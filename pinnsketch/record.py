@@ -16,6 +16,18 @@ import torch
 from pinnsketch import checkpoint
 from pinnsketch.solution import Solution
 
+LEFT = (
+    "checkpoint.pt",
+    "metrics.json",
+    "health.json",
+    "history.json",
+    "model.pt",
+    "solution.png",
+    "losses.png",
+    "gradients.png",
+)
+"""The files that a run leaves."""
+
 
 def write_results(folder: Path, solution: Solution) -> None:
     """metrics.json, history.json, health.json, model.pt and the figures: the numbers first, in case the disk fills up."""

@@ -23,7 +23,7 @@ from pinnsketch.library import load_problem
 from pinnsketch.monitor import Monitor
 from pinnsketch.network import KINDS
 from pinnsketch.problem import Data, Problem
-from pinnsketch.record import environment, write_results
+from pinnsketch.record import LEFT, environment, write_results
 from pinnsketch.solution import Solution
 from pinnsketch.train import Step, train
 
@@ -98,9 +98,10 @@ class Run:
     def _watch(self) -> Monitor | None:
         if self.config.monitor is None:
             return None
-        interior = next((block.x for block in self._points if block.normal is None), None)
-        probe = None if interior is None else interior[:PROBE].clone()
-        return Monitor(self.trial.network, probe, **self.config.monitor.model_dump(), seed=self.config.train.seed)
+        inside = next((block for block in self._points if block.normal is None), self._points[0])
+        return Monitor(
+            self.trial.network, inside.x[:PROBE].clone(), **self.config.monitor.model_dump(), seed=self.config.train.seed
+        )
 
     @classmethod
     def resume(cls, folder: Path) -> Run:
@@ -121,18 +122,23 @@ class Run:
         state = checkpoint.load(folder / "checkpoint.pt", _device(config.device))
         if state.get("format") != FORMAT:
             raise RunError(f"{folder}/checkpoint.pt has format {state.get('format')}; this version reads {FORMAT}.")
-        run.load_state_dict(state)
+        try:
+            run.load_state_dict(state)
+        except (RuntimeError, KeyError) as error:
+            raise RunError(f"{folder}/checkpoint.pt does not fit {folder}/config.yaml: was that changed? {error}") from None
         if run._reached["last"]:
             raise RunError(f"{folder} holds a finished run ({run._reached['steps']} steps): there is nothing left to do.")
         return run
 
     def __iter__(self) -> Iterator[Step]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            yield from self._train()
-        finally:
-            torch.set_num_threads(before)
+        """Train to the end of the schedule, from where the run stands; yields each step."""
+        steps = self._train()
+        while True:
+            with _threads(self.threads):
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
 
     @property
     def threads(self) -> int:
@@ -142,9 +148,10 @@ class Run:
 
     def _train(self) -> Iterator[Step]:
         schedule = [stage.stage() for stage in self.config.train.schedule]
+        state = self._last.state() if self._last else self._state
         watch, log, save = self.monitor, self.config.train.log, self.config.train.checkpoint
         began = time.perf_counter() - self.seconds
-        for step in train(self.trial, self.task, schedule, resample=self.config.points.resample, state=self._state):
+        for step in train(self.trial, self.task, schedule, resample=self.config.points.resample, state=state):
             self._last, self.fresh = step, []
             self._reached = {
                 "steps": step.index,
@@ -165,7 +172,7 @@ class Run:
     def _record(self, step: Step, seconds: float) -> None:
         row = {"step": step.index, "method": step.method, "seconds": seconds, "loss": step.loss, "losses": dict(step.losses)}
         row["error"] = self.task.error(self.trial)
-        row["unknowns"] = {name: float(value) for name, value in self.trial.coefficients.items()}
+        row["unknowns"] = self.trial.values()
         if self.monitor:
             reading = self.monitor.read()
             row["layers"] = reading.as_dict()["layers"]
@@ -202,7 +209,7 @@ class Run:
             "steps_per_second": steps / self.seconds if self.seconds else None,
             "loss": self._reached["loss"],
             "losses": self._reached["losses"],
-            "unknowns": {name: self._estimate(name, float(value)) for name, value in self.trial.coefficients.items()},
+            "unknowns": {name: self._estimate(name, value) for name, value in self.trial.values().items()},
             "monitor": {
                 "bytes": self.monitor.bytes if self.monitor else 0,
                 "findings": [str(finding) for finding in self.health.findings],
@@ -237,14 +244,15 @@ class Run:
             self.monitor.load_state_dict(state["monitor"])
 
     def _prepare(self, folder: Path) -> None:
-        """Make the folder and show that it can be written, before any time is spent."""
+        """Make the folder and show that it can be written, before any time is spent; forget what a former run left there."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if self._source is None or self._source.parent != folder:
+                for name in LEFT:
+                    (folder / name).unlink(missing_ok=True)
             checkpoint.write_text(folder / "config.yaml", dump_config(self.config.model_copy(update={"problem": "problem.py"})))
-            checkpoint.write_text(
-                folder / "environment.json",
-                json.dumps(environment(_device(self.config.device), self.config.train.seed), indent=1),
-            )
+            where = environment(_device(self.config.device), self.config.train.seed)
+            checkpoint.write_text(folder / "environment.json", json.dumps(where, indent=1))
             if self._source is not None and self._source.parent != folder:
                 shutil.copyfile(self._source, folder / "problem.py")
                 self._copy_data(folder)
@@ -269,20 +277,35 @@ class Run:
         try:
             action()
         except OSError as error:
-            self.trouble = error.strerror or str(error)
+            self.trouble = _what(error)
 
     def _write_results(self, solution: Solution) -> None:
         assert self.folder is not None
         try:
             write_results(self.folder, solution)
         except OSError as error:
-            trouble = error.strerror or str(error)
+            trouble = _what(error)
             rescue = Path(tempfile.mkdtemp(prefix="pinnsketch-"))
             try:
                 write_results(rescue, solution)
                 self.trouble = f"{trouble}; the results are in {rescue} instead"
             except OSError as again:
-                self.trouble = f"{trouble}; nor could {rescue} be written ({again.strerror or again})"
+                self.trouble = f"{trouble}; nor could {rescue} be written ({_what(again)})"
+
+
+def _what(error: OSError) -> str:
+    """Which file could not be written, and why."""
+    return f"{Path(error.filename).name}: {error.strerror}" if error.filename else str(error)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build_network(config: RunConfig, problem: Problem, generator: torch.Generator) -> nn.Module:

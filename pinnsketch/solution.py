@@ -54,7 +54,7 @@ class Solution:
                 "unknowns": list(problem.unknowns),
                 "bounds": problem.domain.bounds.tolist(),
             }
-        self.history, self.health = history or [], health or Health()
+        self.history, self.health = history or [], Health() if health is None else health
 
     @property
     def outcome(self) -> str:
@@ -69,7 +69,7 @@ class Solution:
     @property
     def coefficients(self) -> dict[str, float]:
         """The unknown coefficients, found."""
-        return {name: float(value) for name, value in self.trial.coefficients.items()}
+        return self.trial.values()
 
     @property
     def coordinates(self) -> tuple[str, ...]:
@@ -147,7 +147,10 @@ class Solution:
             network = KINDS[options.pop("kind")](bounds, len(state["names"]["unknowns"]), **options, dtype=dtype)
         trial = Trial(network)
         own = {name.removeprefix("network."): value for name, value in state["state"].items() if name.startswith("network.")}
-        trial.network.load_state_dict(own)
+        try:
+            trial.network.load_state_dict(own)
+        except RuntimeError as error:
+            raise checkpoint.CheckpointError(f"{path} does not fit this network. {error}") from None
         for name, value in state["coefficients"].items():
             trial.fix(name, value)
         health = Health()

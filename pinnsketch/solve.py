@@ -102,9 +102,9 @@ class Comparison:
             self.ratios.append(took[self.watched] / took[self.bare])
             yield self.watched.metrics()["steps"] if len(self.ratios) % 50 == 0 else len(self.ratios) * ROUND
 
-    def result(self) -> dict[str, Any]:
+    def result(self, interrupted: bool = False) -> dict[str, Any]:
         """Errors with and without, whether the parameters are equal bit for bit, and the overhead with its 95 % interval."""
-        with_monitor, without = self.watched.finish(), self.bare.finish()
+        with_monitor, without = self.watched.finish(interrupted), self.bare.finish(interrupted)
         states = (self.watched.trial.state_dict(), self.bare.trial.state_dict())
         errors = [s.error["overall"] if s.error else None for s in (with_monitor, without)]
         return {

@@ -24,7 +24,6 @@ from pinnsketch.config import read_config
 
 ROOT = Path(__file__).parents[1]
 # torch says this once in a process: see test_a_run_with_an_unknown_coefficient_warns_of_nothing
-pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 CONFIG = """problem: {problem}
 network: {{width: 8, depth: 2}}
 points: {{interior: 50, boundary: 20, test: 200}}
@@ -128,7 +127,6 @@ def test_an_unknown_coefficient_is_reported_with_its_error(printed):
     assert rate["relative_error"] == pytest.approx(abs(rate["estimate"] - 2) / 2)
 
 
-@pytest.mark.xfail(strict=True, reason="run.py _record and metrics, solution.py coefficients: float() of a tensor with a graph")
 def test_a_run_with_an_unknown_coefficient_warns_of_nothing():
     torch.set_warn_always(True)
     try:
@@ -337,12 +335,10 @@ def test_a_new_problem_with_a_name_that_is_none_is_refused(name, here):
     assert set(here.iterdir()) == before
 
 
-@pytest.mark.xfail(strict=True, reason="cli.py new_problem: isidentifier() is true of keywords; add keyword.iskeyword")
 def test_a_new_problem_cannot_be_named_like_a_keyword():
     assert pinnsketch("new", "problem", "class").code == 2
 
 
-@pytest.mark.xfail(strict=True, reason="cli.py new_problem: a file torch.py hides torch from python -m pinnsketch and scripts")
 def test_a_new_problem_cannot_be_named_like_a_module_it_imports():
     assert pinnsketch("new", "problem", "torch").code == 2
 
@@ -382,7 +378,9 @@ def test_an_unexpected_error_is_one_message_that_says_how_to_see_more(monkeypatc
     monkeypatch.setattr("pinnsketch.run.Run.metrics", fail)
     ended = pinnsketch("solve", "decay.yaml")
     assert ended.code == 2
-    assert ended.err.startswith("Error: RuntimeError: out of [luck]. This is unexpected: pinnsketch --traceback ... shows where")
+    assert ended.err.startswith(
+        "Error: RuntimeError: out of [luck]. This is unexpected: pinnsketch --traceback ... shows where"
+    )
     with pytest.raises(SystemExit, match="2"):
         main(["--traceback", "solve", "decay.yaml"])
     assert "Traceback (most recent call last)" in capsys.readouterr().err
@@ -425,7 +423,6 @@ def test_a_run_stopped_by_ctrl_c_says_how_to_go_on_and_ends_bit_for_bit_where_th
     assert [row | {"seconds": 0} for row in histories[0]] == [row | {"seconds": 0} for row in histories[1]]
 
 
-@pytest.mark.xfail(strict=True, reason="cli.py _guarded: typer turns KeyboardInterrupt into code 130 by itself, in silence")
 def test_ctrl_c_before_the_run_begins_ends_with_130(monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -466,7 +463,6 @@ def test_a_comparison_stopped_by_ctrl_c_compares_the_steps_until_then(monkeypatc
     assert result["steps"] == 10
 
 
-@pytest.mark.xfail(strict=True, reason="solve.py Comparison.result: a stopped comparison is called solved")
 def test_a_comparison_stopped_by_ctrl_c_is_not_called_solved(monkeypatch):
     test_a_comparison_stopped_by_ctrl_c_compares_the_steps_until_then(monkeypatch)
     assert read_json(Path("r/compare.json"))["outcome"] == "interrupted"

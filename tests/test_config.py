@@ -53,7 +53,7 @@ UNKNOWN_KEYS = {
     "top": ({"netwrok": {}}, f"config: there is no key 'netwrok' here; did you mean 'network'? (known: {KEYS})"),
     "network": (
         {"network": {"widht": 3}},
-        "network: there is no key 'widht' here; did you mean 'width'? (known: kind, width, depth, activation)",
+        "network: there is no key 'widht' here; did you mean 'width'? (known: kind, width, depth, activation",
     ),
     "points": ({"points": {"boundry": 3}}, "points: there is no key 'boundry' here; did you mean 'boundary'?"),
     "train": (
@@ -64,7 +64,7 @@ UNKNOWN_KEYS = {
         {"monitor": {"ranks": 3}},
         "monitor: there is no key 'ranks' here; did you mean 'rank'? (known: rank, decay, every, size, adaptive)",
     ),
-    "not text": ({"network": {3: 4}}, "network: there is no key 3 here (known: kind, width, depth, activation)"),
+    "not text": ({"network": {3: 4}}, "network: there is no key 3 here (known: kind, width, depth, activation"),
     "adam": ({"train": {"method": "adam", "rl": 1}}, "adam has no option 'rl' (known: steps, lr, betas)"),
     "lbfgs": (
         {"train": [{"method": "adam"}, {"method": "lbfgs", "lr": 1}]},
@@ -127,7 +127,7 @@ WRONG_VALUES = {
     "betas": ({"train": {"method": "adam", "betas": [0.9]}}, "betas: expected 2 numbers from 0 to 1; got [0.9]"),
     "beta": ({"train": {"method": "adam", "betas": 0.9}}, "betas: expected 2 numbers from 0 to 1; got 0.9"),
     "history": ({"train": {"method": "lbfgs", "history": 2.5}}, "history: expected a whole number above 0; got 2.5"),
-    "section": ({"network": 3}, "network: expected keys and values (kind, width, depth, activation)"),
+    "section": ({"network": 3}, "network: expected keys and values (kind, width, depth, activation"),
     "list": ({"parameters": [1]}, "parameters: expected keys and values; got [1]"),
     "no list": ({"train": {"schedule": 3}}, "train.schedule: expected a list; got 3"),
     "stage": ({"train": [3]}, "train.schedule.0: expected keys and values (method, steps"),
@@ -148,11 +148,10 @@ def test_every_fault_is_listed_at_once():
 
 
 def test_a_config_without_a_problem_is_refused():
-    with pytest.raises(ConfigError, match="^here: problem: is missing$"):
+    with pytest.raises(ConfigError, match=r"^here: problem: is missing$"):
         make_config({}, "here")
 
 
-@pytest.mark.xfail(strict=True, reason="config.py _check_option: the path ends at the stage, train.schedule.0: lr")
 def test_a_wrong_option_of_a_method_is_named_by_its_whole_dotted_path():
     assert "train.schedule.0.lr: expected" in fault(train={"method": "adam", "lr": "fast"})
 
@@ -165,7 +164,6 @@ def test_numbers_with_an_exponent_are_numbers(read, word, value):
     assert read(f"problem: p\nparameters: {{k: {word}}}").parameters == {"k": value}
 
 
-@pytest.mark.xfail(strict=True, reason="config.py: '.' is missing from the resolver's pattern and its first characters")
 def test_a_number_may_begin_with_its_point(read):
     assert read("problem: p\nparameters: {k: .5e3}").parameters == {"k": 500.0}
 
@@ -219,7 +217,7 @@ SYNTAX = {
     "object": ("problem: !!python/object/apply:os.system ['echo hi']", "python/object/apply:os.system' in line 1"),
     "name": ("problem: !!python/name:os.system", "python/name:os.system' in line 1"),
     "tuple": ("problem: p\nparameters: {a: !!python/tuple [1]}", "python/tuple' in line 2"),
-    "recursive": ("problem: &p {a: *p}", "found unconstructable recursive node in line 1"),
+    "recursive": ("problem: &p {a: *p}", "the alias *p is not supported in line 1"),
     "deep": ("problem: " + "[" * 3000, "maximum recursion depth exceeded"),
     "twice": ("problem: p\nproblem: q\n", "the key 'problem' stands twice in line"),
     "twice inside": ("problem: p\nnetwork: {width: 3, width: 4}\n", "the key 'width' stands twice in line 2"),
@@ -233,7 +231,6 @@ def test_wrong_yaml_is_refused_with_the_file_the_fault_and_the_line(refusal, tex
     assert words in message
 
 
-@pytest.mark.xfail(strict=True, reason="config.py _mapping marks the start of the mapping, not the second key")
 def test_a_key_that_stands_twice_is_named_with_the_line_of_the_second(refusal):
     assert "the key 'problem' stands twice in line 3" in refusal("problem: p\nthreads: 1\nproblem: q\n")
 
@@ -252,17 +249,15 @@ def test_a_binary_file_is_refused(refusal):
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"Cannot read .*nix\.yaml: No such file or directory"):
         read_config(tmp_path / "nix.yaml")
-    with pytest.raises(ConfigError, match="Cannot read .*: Is a directory"):
+    with pytest.raises(ConfigError, match=r"Cannot read .*: Is a directory"):
         read_config(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["problem: p\nparameters: {[1, 2]: 3}", "problem: p\n? {a: b}\n: 3"])
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="config.py _mapping: an unhashable key ends in a bare TypeError")
 def test_a_key_that_is_a_list_or_a_mapping_is_refused(refusal, text):
     assert "is not valid YAML" in refusal(text)
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="config.py read_config: PyYAML raises IndexError for an empty !!int")
 def test_an_empty_number_is_refused(refusal):
     assert "is not valid YAML" in refusal("problem: p\nthreads: !!int ''")
 
@@ -273,33 +268,17 @@ def laughs(levels):
     return "problem: poisson\nparameters:\n" + "\n".join(lines) + "\n"
 
 
-def test_a_bomb_of_anchors_is_read_without_unfolding_it(tmp_path):
-    """What is unfolded below would be 9^30 values: reading is by reference, or refused."""
+def test_a_bomb_of_anchors_is_refused_without_unfolding_it(tmp_path):
+    """Unfolded it would be 9^30 values: reading is by reference, if not refused at once."""
     path = tmp_path / "c.yaml"
     path.write_text(laughs(30))
-    try:
-        config = read_config(path)
-    except ConfigError as error:
-        assert len(str(error)) < 1000
-    else:
-        with pytest.raises(ValueError, match="parameters: poisson.py has no parameter 'a0'"):
-            load_problem(find_problem(config.problem, tmp_path), config.parameters)
+    with pytest.raises(ValueError, match=r"alias|anchor|parameters: poisson\.py has no parameter 'a0'") as caught:
+        load_problem(find_problem("poisson", tmp_path), read_config(path).parameters)
+    assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.xfail(strict=True, reason="config.py _explain writes {input!r} in full: nine levels of anchors fill the memory")
 def test_a_message_does_not_unfold_a_bomb_of_anchors(refusal):
     assert len(refusal(laughs(4) + "threads: *a4\n")) < 2000
-
-
-def test_an_anchor_used_a_few_times_means_its_value_or_is_refused(tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text("problem: p\npoints: {interior: &n 30, boundary: *n}\n")
-    try:
-        config = read_config(path)
-    except ConfigError as error:
-        assert "line 2" in str(error)
-    else:
-        assert (config.points.interior, config.points.boundary) == (30, 30)
 
 
 def test_a_problem_path_is_relative_to_the_yaml_file(tmp_path, monkeypatch):
@@ -346,7 +325,9 @@ share = st.floats(0, 1, exclude_max=True)
 configs = st.fixed_dictionaries(
     {"problem": name},
     optional={
-        "parameters": st.dictionaries(name, st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans(), name), max_size=3),
+        "parameters": st.dictionaries(
+            name, st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans(), name), max_size=3
+        ),
         "network": st.fixed_dictionaries(
             {}, optional={"width": count, "depth": count, "activation": st.sampled_from(["sin", "gelu"])}
         ),
@@ -363,10 +344,14 @@ configs = st.fixed_dictionaries(
         "train": st.one_of(
             stage,
             st.lists(stage, min_size=1, max_size=3),
-            st.fixed_dictionaries({"schedule": st.lists(stage, min_size=1, max_size=3)}, optional={"seed": count, "log": count}),
+            st.fixed_dictionaries(
+                {"schedule": st.lists(stage, min_size=1, max_size=3)}, optional={"seed": count, "log": count}
+            ),
         ),
         "monitor": st.one_of(
-            st.booleans(), st.none(), st.fixed_dictionaries({}, optional={"rank": count, "decay": share, "adaptive": st.booleans()})
+            st.booleans(),
+            st.none(),
+            st.fixed_dictionaries({}, optional={"rank": count, "decay": share, "adaptive": st.booleans()}),
         ),
         "precision": st.sampled_from(["float32", "float64"]),
         "threads": st.integers(0, 64),
@@ -389,13 +374,11 @@ def test_betas_survive_writing_and_reading(tmp_path):
     assert read_config(tmp_path / "c.yaml").train.schedule[0].stage() == Stage("adam", 2000, {"betas": (0.8, 0.95)})
 
 
-@pytest.mark.xfail(strict=True, reason="config.py dump_config: SafeDumper leaves text plain that Loader reads as a number")
 def test_text_that_looks_like_a_number_survives_writing_and_reading(read):
     config = made(parameters={"code": "1e3"})
     assert read(dump_config(config)) == config
 
 
-@pytest.mark.xfail(strict=True, reason="config.py dump_config: mode='json' turns a date among the parameters into text")
 def test_a_date_among_the_parameters_survives_writing_and_reading(read):
     config = made(parameters={"day": date(2001, 1, 1)})
     assert read(dump_config(config)) == config

@@ -16,7 +16,6 @@ from pinnsketch.config import ConfigError
 from pinnsketch.problem import ProblemError
 
 # torch says this once in a process: see test_cli.py, test_a_run_with_an_unknown_coefficient_warns_of_nothing
-pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 FAST = {
     "network": {"width": 8, "depth": 2},
     "points": {"interior": 50, "boundary": 20, "test": 200},
@@ -197,7 +196,6 @@ def test_a_healthy_run_is_healthy(plane):
     assert plane.metrics["monitor"]["findings"] == []
 
 
-@pytest.mark.xfail(strict=True, reason="solution.py __init__: 'health or Health()' drops a Health that found something: it is false")
 def test_a_sick_run_is_not_healthy_and_says_why():
     domain = Box(x=(0, 1))
     root = Term(domain.interior, lambda u: (u - u.value.detach()).sqrt())  # zero, with an infinite derivative
@@ -209,8 +207,7 @@ def test_a_sick_run_is_not_healthy_and_says_why():
     assert all(p.isfinite().all() for p in solution.trial.parameters())
 
 
-@pytest.mark.xfail(strict=True, reason="run.py, health.py: a loss that overflows while its gradient does not is no finding")
-def test_a_run_that_went_non_finite_is_never_healthy():
+def test_a_loss_that_overflows_while_its_gradient_may_not_is_found():
     solution = fast(box(1), train={"method": "adam", "steps": 5, "lr": 1e200})
     assert solution.outcome == "non-finite"
     assert solution.metrics["monitor"]["findings"]
@@ -331,11 +328,10 @@ def test_a_network_without_parameters_is_refused():
 
 def test_loading_into_another_network_is_refused(tmp_path):
     fast(box(1), network=Ritz()).save(tmp_path / "model.pt")
-    with pytest.raises((CheckpointError, RuntimeError), match="a|b"):
+    with pytest.raises((CheckpointError, RuntimeError), match=r"Missing key|does not fit|model\.pt"):
         Solution.load(tmp_path / "model.pt", nn.Linear(1, 1))
 
 
-@pytest.mark.xfail(strict=True, reason="solution.py load: another network ends in torch's RuntimeError, not in a CheckpointError")
 def test_loading_into_another_network_names_the_file(tmp_path):
     fast(box(1), network=Ritz()).save(tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match=r"model\.pt"):

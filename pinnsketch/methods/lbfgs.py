@@ -35,7 +35,7 @@ class Trial:
 
 
 class LBFGS:
-    """L-BFGS with the last `history` pairs; the line search evaluates the objective at most `evaluations` times a step."""
+    """L-BFGS with the last `history` pairs; a line search evaluates the objective at most `evaluations` times."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], history: int = 50, evaluations: int = 25) -> None:
         self._parameters, self._history, self._evaluations = list(parameters), history, evaluations

@@ -29,7 +29,7 @@ class SignFold:
         ValueError: if a vector is so long that the sketch would be biased.
     """
 
-    def __init__(self, lengths: Sequence[int], size: int = 512, seed: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(self, lengths: Sequence[int], size: int = 509, seed: int = 0, device: torch.device | str = "cpu") -> None:
         if size < 8 or math.gcd(size, TABLE) > 1:
             raise ValueError(f"The size of a sketch must be at least 8 and no multiple of {TABLE}; got {size}.")
         if max(lengths) > TABLE * size:
