@@ -119,7 +119,8 @@ def beside_deepxde(rounds: int) -> list[Row]:
         return [Row("one step: DeepXDE is not installed, left out", None, "")]
     rows = []
     theirs = deepxde_step(dde)
-    for label, interior in (("same settings, 1,000 + 200 points", 1000), ("ours at all the 1,400 points it evaluates", 1400)):
+    # With 1,000 + 200 points DeepXDE evaluates the PDE at 1,400, boundary points among them: the second row does so too.
+    for label, interior in (("same settings, 1,000 + 200 points", 1000), ("ours at 1,400 + 200 points", 1400)):
         for threads in sorted({1, torch.get_num_threads()}):
             ours, ratios, times = our_step(interior), [], []
             before = torch.get_num_threads()
@@ -137,7 +138,8 @@ def beside_deepxde(rounds: int) -> list[Row]:
             found = median_interval(ratios[2:])
             words = f"one step, {label}, {threads} threads"
             a, b = (1e3 * statistics.median(t[i] for t in times) for i in (0, 1))
-            rows.append(Row(f"{words}: ours / DeepXDE", found["median"], "1", "<= 1", found["median"] <= 1,
+            goal = ("<= 1", found["median"] <= 1) if interior == 1000 else (None, None)
+            rows.append(Row(f"{words}: ours / DeepXDE", found["median"], "1", *goal,
                             f"{a:.1f} ms beside {b:.1f} ms, 95 % {found['low']:.2f} to {found['high']:.2f}"))  # fmt: skip
     return rows
 
@@ -186,7 +188,8 @@ def figure(curves: dict[str, Any], out: Path) -> None:
     for i, (name, curve) in enumerate(curves.items()):
         axes.loglog(*zip(*((max(s, 0.05), e) for s, e in curve), strict=True), color=colormaps["tab10"](i), lw=1.4, label=name)
     axes.axhline(0.31, color="0.5", ls="--", lw=1)
-    axes.annotate("Antil & Verma 2025, Poisson: 0.31", (0.06, 0.31), va="bottom", fontsize=8, color="0.4")
+    axes.annotate("Antil & Verma 2025, Poisson: 0.31 ", (1, 0.31), xycoords=("axes fraction", "data"), va="bottom", ha="right",
+                  fontsize=8, color="0.4")  # fmt: skip
     axes.set(xlabel="seconds of training", ylabel="relative L2 error (dimensionless)")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
