@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pinnsketch.collocation import Block, Collocation, Trial, require_finite
+from pinnsketch.derivatives import Wanted
 from pinnsketch.field import Field, Read
 from pinnsketch.network import MLP
 from pinnsketch.problem import Data, Problem
@@ -64,6 +65,7 @@ def check(problem: Problem, **points: Any) -> tuple[list[TermCheck], list[str]]:
     for block in task.batch():
         for name in block.terms:
             found[name] = _check_term(task, name, block, network, known)
+            warnings += _hints(task, name, block, network)
     return [found[name] for name in problem.terms], warnings
 
 
@@ -77,16 +79,44 @@ def _check_term(task: Collocation, name: str, block: Block, network: MLP, known:
     reads: set[Read] = set()
     names = task.namespace(exact if known else network, task.true_parameters(), block, reads)
     residual = task.evaluate(name, names, len(block.x)).detach()
-    words = tuple(sorted(unknown + ("." + "".join(order) if order else "") for unknown, order in reads))
+    words = tuple(sorted(_words(unknown, wanted, problem.coordinates) for unknown, wanted in reads))
     text = str(where) if isinstance(where, Data) else where.name
     if not known:
         return TermCheck(name, text, len(block.x), words, None, None, "no exact solution")
     require_finite(f"Term {name!r}: its residual", residual, block.x, problem.coordinates, "for the exact solution")
-    scale = max([1.0, *(float(_read(names[unknown], order).abs().max()) for unknown, order in reads.copy())])
+    scale = max([1.0, *(_size(names[unknown], wanted) for unknown, wanted in reads.copy())])
     size = float(residual.abs().max())
     verdict = "measured" if isinstance(where, Data) else "vanishes" if size <= TOLERANCE * scale else "does not vanish"
     return TermCheck(name, text, len(block.x), words, size, scale, verdict)
 
 
-def _read(field: Field, order: tuple[str, ...]) -> Tensor:
-    return field.d(*order).detach()
+def _hints(task: Collocation, name: str, block: Block, network: MLP) -> list[str]:
+    """Where a term reads pure second derivatives of an unknown only as their sum: that sum is carried at the price of one."""
+    reads: set[Read] = set()
+    names = task.namespace(network, task.true_parameters(), block, reads)
+    residual = task.evaluate(name, names, len(block.x))
+    found, coordinates = [], task.problem.coordinates
+    for unknown in task.problem.unknowns:
+        pure = [(i, i) for i in range(len(coordinates)) if (unknown, frozenset([(i, i)])) in reads]
+        if len(pure) < 2:
+            continue
+        seconds = [names[unknown].d(*(coordinates[axis] for axis in order)) for order in pure]
+        slopes = torch.autograd.grad(residual.sum(), seconds, retain_graph=True, allow_unused=True, materialize_grads=True)
+        if all(torch.equal(slope, slopes[0]) for slope in slopes[1:]):
+            whole = len(pure) == len([c for c in coordinates if c != "t"]) and "t" not in {coordinates[i] for i, _ in pure}
+            named = "" if whole else ", " + ", ".join(repr(coordinates[i]) for i, _ in pure)
+            sums = " + ".join(f"{unknown}.{coordinates[i]}{coordinates[i]}" for i, _ in pure)
+            found.append(f"Term {name!r} reads {sums} as a sum: laplacian({unknown}{named}) is the same, and faster.")
+    return found
+
+
+def _words(unknown: str, wanted: Wanted, coordinates: tuple[str, ...]) -> str:
+    """`u`, `u.xy`, or `u.xx + u.yy` where the sum is carried as one."""
+    named = ("".join(coordinates[axis] for axis in order) for order in sorted(wanted))
+    return " + ".join(f"{unknown}.{word}" if word else unknown for word in named)
+
+
+def _size(field: Field, wanted: Wanted) -> float:
+    """The largest of the derivatives that are summed."""
+    coordinates = field._coordinates
+    return max(float(field.d(*(coordinates[axis] for axis in order)).detach().abs().max()) for order in wanted)

@@ -9,19 +9,23 @@ from functools import cached_property
 from math import hypot, inf
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pinnsketch.derivatives import Nested
+from pinnsketch.derivatives import Derivatives, Nested
 from pinnsketch.field import Field, FieldError, Read
 from pinnsketch.geometry.shape import Region
+from pinnsketch.jets import Jets, NoRule, Streams
 from pinnsketch.points import Points, draw
 from pinnsketch.problem import Data, Problem, ProblemError, Term, Unknown, check_names, parameters_of, unread
 
 Forward = Callable[[Tensor], Tensor]
 
+TRACED = 16
+"""Points at which a residual is traced."""
 TEST_SEED = 271828
 """Errors are measured at points drawn with this seed, whatever the seed of training."""
 
@@ -73,6 +77,11 @@ class Block:
     normal: Tensor | None
     columns: Mapping[str, Tensor]
 
+    def first(self, n: int) -> Block:
+        """The same terms at the first n points."""
+        columns = {name: column[:n] for name, column in self.columns.items()}
+        return Block(self.terms, self.x[:n], None if self.normal is None else self.normal[:n], columns)
+
 
 class Collocation:
     """The task of making a problem's residuals vanish at collocation points.
@@ -114,6 +123,8 @@ class Collocation:
             check_names(problem, name, term)
         self._parameters = {name: value for name, value in problem.parameters.items() if not isinstance(value, Unknown)}
         self.weights = {name: (weights or {}).get(name, term.weight) for name, term in problem.terms.items()}
+        self.notes: list[str] = []
+        self._plans: WeakKeyDictionary[Trial, dict[tuple[str, ...], Streams | None]] = WeakKeyDictionary()
         self._places = _group(problem, interior, boundary, terms or {})
 
     def batch(self, draw: int = 0) -> tuple[Block, ...]:
@@ -133,21 +144,64 @@ class Collocation:
 
     def residuals(self, trial: Trial, batch: tuple[Block, ...]) -> dict[str, Tensor]:
         """Each term's residual at its points, `(n, k)`."""
-        return self._residuals(trial.network, trial.coefficients, batch)
-
-    def _residuals(self, forward: Forward, coefficients: Mapping[str, Tensor], batch: tuple[Block, ...]) -> dict[str, Tensor]:
-        found = {}
+        plans = self._plans.setdefault(trial, {})
+        found: dict[str, Tensor] = {}
         for block in batch:
-            names = self.namespace(forward, coefficients, block)
-            for term in block.terms:
-                found[term] = self.evaluate(term, names, len(block.x))
+            if block.terms not in plans:
+                plans[block.terms] = self._plan(trial, block)
+            try:
+                found |= self._of(trial, block, plans[block.terms])
+            except NoRule:  # this time the residual reads what it did not read when it was traced
+                plans[block.terms] = None
+                found |= self._of(trial, block, None)
         return {term: found[term] for term in self.problem.terms}
 
+    def _of(self, trial: Trial, block: Block, streams: Streams | None, reads: set[Read] | None = None) -> dict[str, Tensor]:
+        names = self.namespace(trial.network, trial.coefficients, block, reads, streams)
+        return {term: self.evaluate(term, names, len(block.x)) for term in block.terms}
+
+    def _plan(self, trial: Trial, block: Block) -> Streams | None:
+        """Trace the block's residuals at a few points: what one forward pass must carry, or None if it cannot be trusted.
+
+        The pass is used only where it gives the residuals that nested differentiation gives.
+        """
+        few, reads = block.first(TRACED), set[Read]()
+        try:
+            slow = self._of(trial, few, None, reads)
+        except ProblemError:
+            self._of(trial, block, None)  # say what is wrong in terms of all points
+            raise
+        streams = Streams.of(wanted for _, wanted in reads if wanted != {()})
+        try:
+            fast, why = self._of(trial, few, streams), "the results differ"
+        except Exception as error:
+            fast, why = {}, str(error)
+        tolerance = torch.finfo(few.x.dtype).eps ** 0.5
+        if all(
+            name in fast and bool(((fast[name] - r).abs() <= tolerance * (1 + r.abs().max())).all()) for name, r in slow.items()
+        ):
+            return streams
+        self.notes.append(f"{', '.join(block.terms)}: derivatives by nested differentiation, which is slower ({why}).")
+        return None
+
     def namespace(
-        self, forward: Forward, coefficients: Mapping[str, Tensor], block: Block, reads: set[Read] | None = None
+        self,
+        forward: Forward,
+        coefficients: Mapping[str, Tensor],
+        block: Block,
+        reads: set[Read] | None = None,
+        streams: Streams | None = None,
     ) -> dict[str, Any]:
-        """What residuals may ask for at the points of a block, by name."""
-        derivatives = Nested(forward, block.x)
+        """What residuals may ask for at the points of a block, by name.
+
+        Args:
+            forward: maps points `(n, d)` to the unknowns `(n, m)`.
+            coefficients: values of the unknown coefficients.
+            block: the points.
+            reads: is told what is read of the unknowns.
+            streams: the derivatives that will be read, for one forward pass; None: any, by nested differentiation.
+        """
+        derivatives: Derivatives = Nested(forward, block.x) if streams is None else Jets(forward, block.x, streams)
         coordinates = self.problem.coordinates
         fields = {
             name: Field(name, i, coordinates, derivatives, block.normal, reads) for i, name in enumerate(self.problem.unknowns)
@@ -164,6 +218,8 @@ class Collocation:
         term = self.problem.terms[name]
         try:
             residual = term.residual(**{need: names[need] for need in term.needs})
+        except NoRule:
+            raise
         except FieldError as error:
             raise ProblemError(f"Term {name!r}: {error}") from None
         except Exception as error:
@@ -203,7 +259,7 @@ class Collocation:
         if self._exact is not None:
             for name, values in self._exact[1].items():
                 require_finite(f"exact {name!r}: it", values.detach(), self._exact[0], self.problem.coordinates)
-        return [f"{name!r} is read by no residual: is it needed?" for name in unread(self.problem)]
+        return [f"{name!r} is read by no residual: is it needed?" for name in unread(self.problem)] + self.notes
 
     def error(self, model: Trial) -> dict[str, float] | None:
         """Relative L2 errors against the exact solution at points of the domain: overall, then by unknown; None without one."""
@@ -256,6 +312,11 @@ class Collocation:
 
     def _tensor(self, array: Any) -> Tensor:
         return torch.as_tensor(array, **self._to)
+
+
+def _agree(a: Tensor, b: Tensor) -> bool:
+    tolerance = torch.finfo(a.dtype).eps ** 0.5
+    return a.shape == b.shape and bool(((a - b).abs() <= tolerance * (1 + b.abs().max())).all())
 
 
 def _words(function: Callable[..., Any], error: Exception) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pinnsketch.derivatives import Derivatives, differentiate
+from pinnsketch.derivatives import Derivatives, Wanted, differentiate
 
-Read = tuple[str, tuple[str, ...]]
-"""An unknown and the coordinates along which it is differentiated."""
+Read = tuple[str, Wanted]
+"""An unknown and what is read of it: `{()}` its value, `{(0, 1)}` u_xy, `{(0, 0), (1, 1)}` its Laplacian as one sum."""
 
 
 class FieldError(ValueError):
@@ -44,7 +44,7 @@ class Field:
     @property
     def value(self) -> Tensor:
         """The values `(n, 1)`."""
-        self._note(())
+        self._note(frozenset([()]))
         return self._derivatives.value(self._output)
 
     @property
@@ -56,16 +56,19 @@ class Field:
 
     def d(self, *coordinates: str) -> Tensor:
         """The partial derivative `(n, 1)`, once along each coordinate: `u.d("x", "t")` is u_xt."""
-        for name in coordinates:
+        return self._total(coordinates) if coordinates else self.value
+
+    def _total(self, *orders: tuple[str, ...]) -> Tensor:
+        """The sum of partial derivatives of one order `(n, 1)`, carried as one."""
+        for name in (name for order in orders for name in order):
             if name not in self._coordinates:
                 raise FieldError(
-                    f"{self._name}.d({', '.join(map(repr, coordinates))}): {name!r} is no coordinate here; "
+                    f"{self._name}.d({', '.join(map(repr, orders[0]))}): {name!r} is no coordinate here; "
                     f"the coordinates are {', '.join(self._coordinates)}."
                 )
-        if not coordinates:
-            return self.value
-        self._note(tuple(sorted(coordinates, key=self._coordinates.index)))
-        return self._derivatives.partial(self._output, tuple(map(self._coordinates.index, coordinates)))
+        wanted = frozenset(tuple(sorted(map(self._coordinates.index, order))) for order in orders)
+        self._note(wanted)
+        return self._derivatives.derivative(self._output, wanted)
 
     def __getattr__(self, word: str) -> Tensor:
         if word.startswith("_"):
@@ -80,9 +83,9 @@ class Field:
             )
         return self.d(*names)
 
-    def _note(self, order: tuple[str, ...]) -> None:
+    def _note(self, wanted: Wanted) -> None:
         if self._reads is not None:
-            self._reads.add((self._name, order))
+            self._reads.add((self._name, wanted))
 
     @classmethod
     def __torch_function__(
@@ -139,7 +142,7 @@ def laplacian(u: Field, *coordinates: str) -> Tensor:
     names = coordinates or tuple(name for name in u._coordinates if name != "t")
     if not names:
         raise FieldError(f"laplacian({u._name}): there is no coordinate but t; name the coordinates.")
-    return sum((u.d(name, name) for name in names[1:]), u.d(names[0], names[0]))
+    return u._total(*((name, name) for name in names))
 
 
 def diff(expression: Tensor | Field, *coordinates: Tensor) -> Tensor:
@@ -152,6 +155,8 @@ def diff(expression: Tensor | Field, *coordinates: Tensor) -> Tensor:
     if y.ndim != 2 or y.shape[1] != 1:
         raise ValueError(f"diff(): the expression must have shape (n, 1); got {tuple(y.shape)}. Take its columns one by one.")
     for column in coordinates:
+        if not column.requires_grad:  # values from one forward pass have no graph to the points
+            raise ValueError("diff(): give it a coordinate as the residual received it.")
         (y,) = differentiate(y, (column,))
     return y
 

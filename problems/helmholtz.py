@@ -7,7 +7,7 @@ from math import pi
 
 from torch import sin
 
-from pinnsketch import Box, Problem, Term
+from pinnsketch import Box, Problem, Term, laplacian
 
 
 def exact(x, y, a1, a2):
@@ -16,7 +16,7 @@ def exact(x, y, a1, a2):
 
 def helmholtz(u, x, y, a1, a2, k):
     q = (k**2 - (a1 * pi) ** 2 - (a2 * pi) ** 2) * exact(x, y, a1, a2)
-    return u.xx + u.yy + k**2 * u - q
+    return laplacian(u) + k**2 * u - q
 
 
 def problem(a1: float = 1.0, a2: float = 4.0, k: float = 1.0) -> Problem:

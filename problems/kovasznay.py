@@ -8,7 +8,7 @@ from math import pi, sqrt
 
 from torch import cos, exp, sin
 
-from pinnsketch import Box, Problem, Term
+from pinnsketch import Box, Problem, Term, laplacian
 
 
 def decay(re):
@@ -28,11 +28,11 @@ def exact_p(x, re):
 
 
 def momentum_x(u, v, p, re):
-    return u * u.x + v * u.y + p.x - (u.xx + u.yy) / re
+    return u * u.x + v * u.y + p.x - laplacian(u) / re
 
 
 def momentum_y(u, v, p, re):
-    return u * v.x + v * v.y + p.y - (v.xx + v.yy) / re
+    return u * v.x + v * v.y + p.y - laplacian(v) / re
 
 
 def continuity(u, v):

@@ -8,7 +8,7 @@ from math import pi
 
 from torch import sin
 
-from pinnsketch import Box, Problem, Term
+from pinnsketch import Box, Problem, Term, laplacian
 
 
 def exact(x, y, frequency):
@@ -16,7 +16,7 @@ def exact(x, y, frequency):
 
 
 def poisson(u, x, y, frequency):
-    return u.xx + u.yy + 2 * (frequency * pi) ** 2 * exact(x, y, frequency)
+    return laplacian(u) + 2 * (frequency * pi) ** 2 * exact(x, y, frequency)
 
 
 def problem(frequency: float = 1.0) -> Problem:

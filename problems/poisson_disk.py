@@ -5,7 +5,7 @@ f = (4 + 4 x - (1 - r^2)) e^x, so that u = (1 - r^2) e^x with r^2 = x^2 + y^2.
 
 from torch import exp
 
-from pinnsketch import Disk, Problem, Term
+from pinnsketch import Disk, Problem, Term, laplacian
 
 
 def exact(x, y):
@@ -13,7 +13,7 @@ def exact(x, y):
 
 
 def poisson(u, x, y):
-    return u.xx + u.yy + (4 + 4 * x - (1 - x**2 - y**2)) * exp(x)
+    return laplacian(u) + (4 + 4 * x - (1 - x**2 - y**2)) * exp(x)
 
 
 def problem() -> Problem:

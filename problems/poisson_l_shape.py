@@ -8,7 +8,7 @@ from math import pi
 
 from torch import atan2, remainder, sin
 
-from pinnsketch import Box, Problem, Term
+from pinnsketch import Box, Problem, Term, laplacian
 
 
 def exact(x, y):
@@ -17,7 +17,7 @@ def exact(x, y):
 
 
 def laplace(u):
-    return u.xx + u.yy
+    return laplacian(u)
 
 
 def problem() -> Problem:

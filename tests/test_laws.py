@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pinnsketch"
 PROBLEMS, CONFIGS = sorted((ROOT / "problems").glob("*.py")), sorted((ROOT / "configs").glob("*.yaml"))
 TIERS = [
-    {"sketch", "derivatives", "geometry"},
+    {"sketch", "derivatives", "jets", "geometry"},
     {"field", "points", "network"},
     {"problem", "monitor", "methods"},
     {"collocation", "health", "train", "checkpoint"},

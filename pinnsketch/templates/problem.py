@@ -10,7 +10,7 @@ from math import pi
 
 from torch import sin
 
-from pinnsketch import Box, Problem, Term
+from pinnsketch import Box, Problem, Term, laplacian
 
 
 def exact(x, y):
@@ -21,7 +21,7 @@ def exact(x, y):
 def screened_poisson(u, x, y, k):
     """What must vanish inside. Its parameters are found by name: unknowns, coordinates, parameters."""
     f = -(2 * pi**2 + k**2) * exact(x, y)
-    return u.xx + u.yy - k**2 * u - f
+    return laplacian(u) - k**2 * u - f
 
 
 def problem(k: float = 1.0) -> Problem:
