@@ -7,17 +7,14 @@ import re
 import subprocess
 import sys
 import tempfile
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from command import pinnsketch
 
 from pinnsketch import Solution, checkpoint
 from pinnsketch.checkpoint import CheckpointError
-from pinnsketch.cli import main
 from pinnsketch.config import read_config
 from pinnsketch.library import load_problem
 from pinnsketch.run import Run
@@ -35,21 +32,6 @@ def problem(k: float = 1.0):
     return Problem(D, "u", {"a": Term(D.interior, residual), %}, parameters={"k": k}, &)
 """
 GOOD = "u.yy + v"
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-def pinnsketch(*words):
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as leaving:
-        main([str(word) for word in words])
-    assert "Traceback" not in out.getvalue() + err.getvalue()
-    return Ended(leaving.value.code, out.getvalue(), " ".join(err.getvalue().split()))
 
 
 @pytest.fixture(autouse=True)

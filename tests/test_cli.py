@@ -8,14 +8,12 @@ import subprocess
 import sys
 import time
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command import pinnsketch
 from matplotlib.image import imread
 
 from pinnsketch import Solution, __version__, checkpoint
@@ -23,7 +21,6 @@ from pinnsketch.cli import main
 from pinnsketch.config import read_config
 
 ROOT = Path(__file__).parents[1]
-# torch says this once in a process: see test_a_run_with_an_unknown_coefficient_warns_of_nothing
 CONFIG = """problem: {problem}
 network: {{width: 8, depth: 2}}
 points: {{interior: 50, boundary: 20, test: 200}}
@@ -50,21 +47,6 @@ RUN_FILES = {
     "config.yaml", "environment.json", "problem.py", "history.json", "health.json", "metrics.json", "model.pt",
     "checkpoint.pt", "solution.png", "losses.png", "gradients.png",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-def pinnsketch(*words):
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as leaving:
-        main([str(word) for word in words])
-    assert "Traceback" not in out.getvalue() + err.getvalue()
-    return Ended(leaving.value.code, out.getvalue(), " ".join(err.getvalue().split()))
 
 
 @pytest.fixture(autouse=True)
