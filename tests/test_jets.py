@@ -13,7 +13,8 @@ from torch.nn import functional
 from pinnsketch import Box, Problem, Term, diff, laplacian
 from pinnsketch.collocation import Collocation, Trial
 from pinnsketch.derivatives import Nested
-from pinnsketch.jets import RULES, Jet, Jets, NoRule, Streams, _partitions
+from pinnsketch.jets import RULES, Jet, Jets, NoRule, Streams
+from pinnsketch.jets.streams import partitions
 from pinnsketch.network import ACTIVATIONS, MLP
 
 F64 = torch.float64
@@ -88,7 +89,7 @@ def test_streams_hold_what_is_wanted_and_what_that_is_made_of_and_nothing_else()
 
 @pytest.mark.parametrize(("order", "bell"), [((), 1), ((0,), 1), ((0, 1), 2), ((0, 1, 2), 5), ((0, 0, 1, 1), 15)])
 def test_partitions_are_as_many_as_bells_number(order, bell):
-    found = _partitions(order)
+    found = partitions(order)
     assert len(found) == bell
     assert all(sorted(itertools.chain(*blocks)) == sorted(order) for blocks in found)
 

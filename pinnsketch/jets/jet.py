@@ -1,15 +1,8 @@
-"""Exact derivatives in one forward pass (Taylor mode): one rule per torch operation, in one table.
-
-A `Jet` carries a value and the partial derivatives that are wanted, and nothing else, through a network: through a linear layer
-by one matrix product, through an activation by the formula of Faa di Bruno. A sum of second derivatives, as a Laplacian, is
-carried as one stream (Li et al. 2024, forward Laplacian; Dangel et al. 2025, collapsed Taylor mode).
-"""
+"""Jet: a value and its derivatives through a network, one rule per torch operation, in one table."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,90 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pinnsketch.derivatives import Order, Wanted, layer_norm
-
-Product = tuple[int, tuple[int, ...]]
-"""A whole number times a product of streams."""
-Family = Callable[[Tensor, int], list[Tensor]]
-"""A function by its values and its first k derivatives there."""
+from pinnsketch.derivatives import Wanted, layer_norm
+from pinnsketch.jets import functions
+from pinnsketch.jets.functions import Family
+from pinnsketch.jets.streams import Product, Streams
 
 
 class NoRule(TypeError):
     """An operation that has no rule here."""
-
-
-@dataclass(frozen=True)
-class Streams:
-    """Which derivatives a jet carries, and how products of them make others.
-
-    Args:
-        wanted: the streams, lower orders first; every derivative that the formulas need is among them.
-    """
-
-    wanted: tuple[Wanted, ...]
-
-    @classmethod
-    def of(cls, wanted: Iterable[Wanted]) -> Streams:
-        """The streams for these derivatives, and the lower ones that they are made of."""
-        found: set[Wanted] = set(wanted)
-        for orders in list(found):
-            for order in orders:
-                found |= {frozenset([part]) for block in _partitions(order) if len(block) > 1 for part in block}
-        return cls(tuple(sorted(found, key=lambda orders: (len(next(iter(orders))), sorted(orders)))))
-
-    def __len__(self) -> int:
-        return len(self.wanted)
-
-    def place(self, orders: Wanted) -> int:
-        return self.wanted.index(orders)
-
-    @cached_property
-    def terms(self) -> dict[tuple[int, int], list[Product]]:
-        """Nonlinear terms of Faa di Bruno: by (stream, m), m >= 2, the products whose sum times f^(m) adds to the stream."""
-        found: dict[tuple[int, int], Counter[tuple[int, ...]]] = {}
-        for s, orders in enumerate(self.wanted):
-            for order in orders:
-                for blocks in _partitions(order):
-                    if len(blocks) > 1:
-                        factors = tuple(sorted(self.place(frozenset([b])) for b in blocks))
-                        found.setdefault((s, len(blocks)), Counter())[factors] += 1
-        return {key: [(c, factors) for factors, c in counts.items()] for key, counts in found.items()}
-
-    @cached_property
-    def slopes(self) -> dict[tuple[int, int], dict[int, list[Product]]]:
-        """The derivative of each sum of `terms` with respect to each stream in it, again as products."""
-        found: dict[tuple[int, int], dict[int, list[Product]]] = {}
-        for key, products in self.terms.items():
-            slopes: dict[int, Counter[tuple[int, ...]]] = {}
-            for c, factors in products:
-                for k, factor in enumerate(factors):
-                    slopes.setdefault(factor, Counter())[factors[:k] + factors[k + 1 :]] += c
-            found[key] = {factor: [(c, rest) for rest, c in counts.items()] for factor, counts in slopes.items()}
-        return found
-
-    @cached_property
-    def products(self) -> tuple[tuple[int, int, int, int], ...]:
-        """Leibniz: (stream, i, j, multiplicity) adds `c u_i v_j` to a stream of u v, beside u v_s + u_s v."""
-        found: Counter[tuple[int, int, int]] = Counter()
-        for s, orders in enumerate(self.wanted):
-            for order in orders:
-                for mask in range(1, 2 ** len(order) - 1):
-                    left = tuple(a for k, a in enumerate(order) if mask >> k & 1)
-                    right = tuple(a for k, a in enumerate(order) if not mask >> k & 1)
-                    found[s, self.place(frozenset([left])), self.place(frozenset([right]))] += 1
-        return tuple((s, i, j, c) for (s, i, j), c in found.items())
-
-
-def _partitions(order: Order) -> list[list[Order]]:
-    """All partitions of the positions of a multi-index into blocks, each block a sorted multi-index."""
-    if not order:
-        return [[]]
-    first, rest = order[0], order[1:]
-    found = []
-    for blocks in _partitions(rest):
-        found.append([(first,), *blocks])
-        found += [[*blocks[:k], tuple(sorted((first, *block))), *blocks[k + 1 :]] for k, block in enumerate(blocks)]
-    return found
 
 
 @dataclass(frozen=True)
@@ -272,75 +189,6 @@ def elementwise(derivatives: Family) -> Callable[..., Jet]:
     return rule
 
 
-def _riccati(start: Tensor, constant: float, linear: float, k: int) -> list[Tensor]:
-    """Derivatives of a function with f' = constant + linear f - f^2, by Leibniz."""
-    f = [start, constant + linear * start - start * start]
-    for m in range(1, k):
-        square = sum(math.comb(m, j) * f[j] * f[m - j] for j in range(m + 1))
-        f.append(linear * f[m] - square)
-    return f
-
-
-def _tanh(v: Tensor, k: int) -> list[Tensor]:
-    t = torch.tanh(v)
-    f1 = torch.addcmul(torch.ones((), dtype=v.dtype, device=v.device), t, t, value=-1)
-    if k > 3:
-        return _riccati(t, 1.0, 0.0, k)
-    f = [t, f1, (t * f1).mul_(-2)]
-    return f if k < 3 else [*f, (4 * f1).addcmul_(f1, f1, value=-6)]
-
-
-def _sigmoid(v: Tensor, k: int) -> list[Tensor]:
-    return _riccati(torch.sigmoid(v), 0.0, 1.0, k)
-
-
-def _sin(v: Tensor, k: int) -> list[Tensor]:
-    s, c = torch.sin(v), torch.cos(v)
-    return [s, c, -s, -c, s, c][: k + 1]
-
-
-def _cos(v: Tensor, k: int) -> list[Tensor]:
-    s, c = torch.sin(v), torch.cos(v)
-    return [c, -s, -c, s, c, -s][: k + 1]
-
-
-def _exp(v: Tensor, k: int) -> list[Tensor]:
-    return [v.exp()] * (k + 1)
-
-
-def _log(v: Tensor, k: int) -> list[Tensor]:
-    return [v.log(), *_powers(v, -1, k - 1)]
-
-
-def _powers(v: Tensor, p: float, k: int) -> list[Tensor]:
-    """v^p and its first k derivatives; those that vanish for a whole p are zero also where v is."""
-    found, c = [], 1.0
-    for m in range(k + 1):
-        found.append(c * v ** (p - m) if c else torch.zeros_like(v))
-        c *= p - m
-    return found
-
-
-def _times_v(v: Tensor, g: list[Tensor]) -> list[Tensor]:
-    """Derivatives of v g(v), given those of g."""
-    return [v * g[0], *(v * g[m] + m * g[m - 1] for m in range(1, len(g)))]
-
-
-def _silu(v: Tensor, k: int) -> list[Tensor]:
-    return _times_v(v, _sigmoid(v, k))
-
-
-def _gelu(v: Tensor, k: int) -> list[Tensor]:
-    density = [(-v * v / 2).exp() / math.sqrt(2 * math.pi)]
-    for m in range(k - 1):  # Hermite: phi' = -v phi
-        density.append(-v * density[m] - m * density[max(m - 1, 0)])
-    return _times_v(v, [torch.special.ndtr(v), *density])
-
-
-def _softplus(v: Tensor, k: int) -> list[Tensor]:
-    return [functional.softplus(v, threshold=1e6), *_sigmoid(v, k - 1)]
-
-
 def linear(x: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
     return x.like(functional.linear(x.value, weight, bias), functional.linear(x.parts, weight))
 
@@ -375,7 +223,7 @@ def divide(x: Any, y: Any) -> Jet:
 def power(x: Any, exponent: Any) -> Jet:
     if isinstance(exponent, (Jet, Tensor)) or not isinstance(x, Jet):
         raise NoRule("no rule for a power whose exponent is no number")
-    return elementwise(lambda v, k: _powers(v, exponent, k))(x)
+    return elementwise(lambda v, k: functions.powers(v, exponent, k))(x)
 
 
 def matmul(x: Any, y: Any) -> Jet:
@@ -414,15 +262,15 @@ def _reshape(x: Jet, *shape: Any) -> Jet:
 
 
 RULES: dict[Any, Callable[..., Jet]] = {
-    **{f: elementwise(_tanh) for f in (torch.tanh, torch.Tensor.tanh, functional.tanh)},
-    **{f: elementwise(_sin) for f in (torch.sin, torch.Tensor.sin)},
-    **{f: elementwise(_cos) for f in (torch.cos, torch.Tensor.cos)},
-    **{f: elementwise(_exp) for f in (torch.exp, torch.Tensor.exp)},
-    **{f: elementwise(_log) for f in (torch.log, torch.Tensor.log)},
-    **{f: elementwise(_sigmoid) for f in (torch.sigmoid, torch.Tensor.sigmoid, functional.sigmoid)},
-    **{f: elementwise(_silu) for f in (functional.silu,)},
-    **{f: elementwise(_gelu) for f in (functional.gelu,)},
-    **{f: elementwise(_softplus) for f in (functional.softplus,)},
+    **{f: elementwise(functions.tanh) for f in (torch.tanh, torch.Tensor.tanh, functional.tanh)},
+    **{f: elementwise(functions.sin) for f in (torch.sin, torch.Tensor.sin)},
+    **{f: elementwise(functions.cos) for f in (torch.cos, torch.Tensor.cos)},
+    **{f: elementwise(functions.exp) for f in (torch.exp, torch.Tensor.exp)},
+    **{f: elementwise(functions.log) for f in (torch.log, torch.Tensor.log)},
+    **{f: elementwise(functions.sigmoid) for f in (torch.sigmoid, torch.Tensor.sigmoid, functional.sigmoid)},
+    **{f: elementwise(functions.silu) for f in (functional.silu,)},
+    **{f: elementwise(functions.gelu) for f in (functional.gelu,)},
+    **{f: elementwise(functions.softplus) for f in (functional.softplus,)},
     **{f: lambda x: power(x, 0.5) for f in (torch.sqrt, torch.Tensor.sqrt)},
     **{f: lambda x: power(x, 2) for f in (torch.square, torch.Tensor.square)},
     **{f: lambda x: power(x, -1) for f in (torch.reciprocal, torch.Tensor.reciprocal)},

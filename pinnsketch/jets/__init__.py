@@ -1,0 +1,11 @@
+"""Exact derivatives in one forward pass (Taylor mode): one rule per torch operation, in one table.
+
+A `Jet` carries a value and the partial derivatives that are wanted, and nothing else, through a network: through a linear layer
+by one matrix product, through an activation by the formula of Faa di Bruno. A sum of second derivatives, as a Laplacian, is
+carried as one stream (Li et al. 2024, forward Laplacian; Dangel et al. 2025, collapsed Taylor mode).
+"""
+
+from pinnsketch.jets.jet import RULES, Jet, Jets, NoRule
+from pinnsketch.jets.streams import Streams
+
+__all__ = ["RULES", "Jet", "Jets", "NoRule", "Streams"]
