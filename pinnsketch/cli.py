@@ -59,8 +59,8 @@ def solve(config: ConfigArgument, out: Out = None, as_json: Json = False, overwr
 
     settings, folder = find_config(config)
     source = find_problem(settings.problem, folder)
-    target = _new_folder(out, Path(config).stem, overwrite)
-    run = Run(load_problem(source, settings.parameters), settings, target, source=source)
+    target = out or _new_folder(Path(config).stem)
+    run = Run(load_problem(source, settings.parameters), settings, target, source=source, overwrite=overwrite)
     _finish(run, as_json)
 
 
@@ -97,8 +97,9 @@ def compare(
         return
     settings, folder = find_config(first)
     comparison = Comparison(load_problem(find_problem(settings.problem, folder), settings.parameters), settings)
-    target = _new_folder(out, f"compare-{Path(first).stem}", overwrite)
-    _made(target)
+    target = _made(out or _new_folder(f"compare-{Path(first).stem}"))
+    if (target / "compare.json").exists() and not overwrite:
+        _leave(f"{target} holds a comparison already. Choose another folder, or add --overwrite.", WRONG_INPUT)
     with interruptible() as asked, _Display(comparison.watched.total, quiet=as_json) as display:
         for steps in comparison:
             display.update(steps, comparison.watched)
@@ -232,14 +233,9 @@ class _Display:
             self._words = f"{step.method}  {losses}" + (f"  relative L2 error {error['overall']:.2e}" if error else "")
 
 
-def _new_folder(out: Path | None, name: str, overwrite: bool) -> Path:
-    if out is None:
-        candidates: Iterator[Path] = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1_000_000))
-        return next(path for path in candidates if not path.exists())
-    held = [word for word in ("metrics.json", "checkpoint.pt", "compare.json") if (out / word).exists()]
-    if held and not overwrite:
-        _leave(f"{out} holds a run already ({held[0]}). Choose another folder, or add --overwrite.", WRONG_INPUT)
-    return out
+def _new_folder(name: str) -> Path:
+    candidates: Iterator[Path] = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1_000_000))
+    return next(path for path in candidates if not path.exists())
 
 
 def _made(folder: Path) -> Path:

@@ -17,8 +17,11 @@ from pinnsketch import checkpoint
 from pinnsketch.solution import Solution
 
 LEFT = (
-    "checkpoint.pt",
     "metrics.json",
+    "checkpoint.pt",
+    "config.yaml",
+    "environment.json",
+    "problem.py",
     "health.json",
     "history.json",
     "model.pt",
@@ -53,7 +56,8 @@ def environment(device: torch.device, seed: int) -> dict[str, Any]:
     """Versions, machine and source state of a run."""
     return {
         "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("pinnsketch", "torch", "numpy", "scipy")},
+        | {name: _version(name) for name in ("pinnsketch", "numpy", "scipy")}
+        | {"torch": torch.__version__},
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
         "threads": torch.get_num_threads(),
         "device": str(device),

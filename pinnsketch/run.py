@@ -47,6 +47,8 @@ class Run:
         folder: where to write; None writes nothing.
         network: any module that maps `(n, d)` to `(n, m)`, in place of the one that the config describes.
         source: the problem file, kept in the folder so that the run can go on.
+        overwrite: take the place of a run that is in the folder.
+        resuming: the folder holds this very run, at a checkpoint to be loaded.
 
     Attributes:
         trial: the network and the unknown coefficients, trained in place.
@@ -65,6 +67,8 @@ class Run:
         *,
         network: nn.Module | None = None,
         source: Path | None = None,
+        overwrite: bool = False,
+        resuming: bool = False,
     ) -> None:
         self.problem, self.config, self.folder, self._source = problem, config, folder, source
         device, dtype = _device(config.device), getattr(torch, config.precision)
@@ -92,8 +96,8 @@ class Run:
         self._last: Step | None = None
         self._reached: dict[str, Any] = {"steps": 0, "loss": None, "losses": {}, "note": None, "last": False}
         self.fresh: list[Finding] = []
-        if folder is not None:
-            self._prepare(folder)
+        if folder is not None and not resuming:
+            self._prepare(folder, overwrite)
 
     def _watch(self) -> Monitor | None:
         if self.config.monitor is None:
@@ -118,7 +122,7 @@ class Run:
             raise RunError(
                 f"{folder} holds no problem.py: the run was made from objects in Python, which only that program has."
             )
-        run = cls(load_problem(source, config.parameters), config, folder, source=source)
+        run = cls(load_problem(source, config.parameters), config, folder, source=source, resuming=True)
         state = checkpoint.load(folder / "checkpoint.pt", _device(config.device))
         if state.get("format") != FORMAT:
             raise RunError(f"{folder}/checkpoint.pt has format {state.get('format')}; this version reads {FORMAT}.")
@@ -243,17 +247,19 @@ class Run:
         if self.monitor and state["monitor"]:
             self.monitor.load_state_dict(state["monitor"])
 
-    def _prepare(self, folder: Path) -> None:
-        """Make the folder and show that it can be written, before any time is spent; forget what a former run left there."""
+    def _prepare(self, folder: Path, overwrite: bool) -> None:
+        """Make the folder and show that it can be written, before any time is spent."""
+        held = [name for name in LEFT if (folder / name).exists()]
+        if held and not overwrite:
+            raise RunError(f"{folder} holds a run already ({held[0]}). Choose another folder, or add --overwrite.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if self._source is None or self._source.parent != folder:
-                for name in LEFT:
-                    (folder / name).unlink(missing_ok=True)
+            for name in held:
+                (folder / name).unlink()
             checkpoint.write_text(folder / "config.yaml", dump_config(self.config.model_copy(update={"problem": "problem.py"})))
             where = environment(_device(self.config.device), self.config.train.seed)
             checkpoint.write_text(folder / "environment.json", json.dumps(where, indent=1))
-            if self._source is not None and self._source.parent != folder:
+            if self._source is not None:
                 shutil.copyfile(self._source, folder / "problem.py")
                 self._copy_data(folder)
         except OSError as error:

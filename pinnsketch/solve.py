@@ -30,6 +30,7 @@ def solve(
     precision: str = "float64",
     device: str = "auto",
     out: str | Path | None = None,
+    overwrite: bool = False,
 ) -> Solution:
     """Solve a problem.
 
@@ -39,6 +40,7 @@ def solve(
         points, train, weights, monitor, precision, device: as in a config.
         out: a folder to write the run to; None writes nothing. A run whose Problem or network is an object given here cannot
             be resumed from its folder, since objects are not written: put them in a problem file for that.
+        overwrite: take the place of a run that is in `out`; it is refused otherwise.
 
     Returns: the solution. Ctrl-C ends the run after the present step, with what was reached.
 
@@ -60,7 +62,7 @@ def solve(
     )
     made = problem if isinstance(problem, Problem) else load_problem(source)  # type: ignore[arg-type]
     module = network if isinstance(network, nn.Module) else None
-    run = Run(made, config, None if out is None else Path(out), network=module, source=source)
+    run = Run(made, config, None if out is None else Path(out), network=module, source=source, overwrite=overwrite)
     with interruptible() as asked:
         for _ in run:
             if asked:

@@ -20,6 +20,7 @@ from pinnsketch.library import load_problem
 from pinnsketch.run import Run
 
 ROOT = Path(__file__).parents[1]
+OURS_FIRST = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 SMALL = "network: {width: 8, depth: 2}\npoints: {interior: 50, boundary: 20, test: 100}\n"
 CONFIG = "problem: p.py\n" + SMALL + "train: {method: adam, steps: 10, checkpoint: 5}\n"
 PROBLEM = """from torch import exp, log
@@ -510,7 +511,11 @@ def with_file_limit(limit, *words):
         "from pinnsketch.cli import main; main(sys.argv[2:])"
     )
     Path("temporary").mkdir()
-    settings = {"PYTHONPATH": str(ROOT), "TMPDIR": str(Path("temporary").absolute()), "PYTHONDONTWRITEBYTECODE": "1"}
+    settings = {
+        "PYTHONPATH": OURS_FIRST,
+        "TMPDIR": str(Path("temporary").absolute()),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     return subprocess.run(
         [sys.executable, "-c", code, str(limit), *words],
         env={**os.environ, **settings}, capture_output=True, text=True, timeout=100,

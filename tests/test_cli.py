@@ -21,6 +21,7 @@ from pinnsketch.cli import main
 from pinnsketch.config import read_config
 
 ROOT = Path(__file__).parents[1]
+OURS_FIRST = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 CONFIG = """problem: {problem}
 network: {{width: 8, depth: 2}}
 points: {{interior: 50, boundary: 20, test: 200}}
@@ -178,7 +179,7 @@ def test_a_folder_with_a_run_is_refused_unless_told_to_overwrite(here):
     before = Path("r/metrics.json").read_bytes()
     refused = pinnsketch("solve", "c.yaml", "--out", "r")
     assert (refused.code, refused.out) == (2, "")
-    assert refused.err == "r holds a run already (metrics.json). Choose another folder, or add --overwrite."
+    assert refused.err == "Error: r holds a run already (metrics.json). Choose another folder, or add --overwrite."
     assert Path("r/metrics.json").read_bytes() == before
     Path("c.yaml").write_text(CONFIG.format(problem="poisson").replace("steps: 6", "steps: 2"))
     assert pinnsketch("solve", "c.yaml", "--out", "r", "--overwrite").code == 0
@@ -377,7 +378,12 @@ def test_a_run_stopped_by_ctrl_c_says_how_to_go_on_and_ends_bit_for_bit_where_th
     text = "problem: decay.py\nnetwork: {width: 8, depth: 2}\npoints: {interior: 50, boundary: 20, test: 200, resample: 7}\n"
     stages = "[{method: adam, steps: 40}, {method: lbfgs, steps: 10}]"
     Path("long.yaml").write_text(f"{text}train: {{schedule: {stages}, checkpoint: 5, log: 3}}\n")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PINNSKETCH_TEST_NAP": "0.05", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": OURS_FIRST,
+        "PINNSKETCH_TEST_NAP": "0.05",
+        "OMP_NUM_THREADS": "1",
+    }
     words = [sys.executable, "-m", "pinnsketch", "solve", "long.yaml", "--out", "stopped"]
     process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     limit = time.monotonic() + 60

@@ -401,3 +401,19 @@ def test_the_monitor_changes_nothing_but_can_be_left_out(plane):
     bare = fast(box(2), monitor=False)
     assert bare(x=0.3, y=0.3) == plane(x=0.3, y=0.3)
     assert bare.metrics["monitor"]["bytes"] == 0 < plane.metrics["monitor"]["bytes"]
+
+
+def test_a_finished_run_is_never_written_over_unasked(tmp_path):
+    fast(box(1), out=tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(ValueError, match=r"run holds a run already \(metrics\.json\)\. Choose another folder"):
+        fast(box(1), out=tmp_path / "run")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert fast(box(1), out=tmp_path / "run", overwrite=True).outcome == "solved"
+
+
+def test_a_config_of_ones_own_in_the_folder_is_not_written_over(tmp_path):
+    (tmp_path / "config.yaml").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds a run already \(config\.yaml\)"):
+        fast(box(1), out=tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == "mine"
