@@ -19,9 +19,10 @@ import torch
 from harness import Row, arguments, write
 
 from pinnsketch import Box, Problem, Term, laplacian
-from pinnsketch.collocation import Collocation, Trial
+from pinnsketch.collocation import Collocation
 from pinnsketch.network import MLP
 from pinnsketch.solve import median_interval
+from pinnsketch.trial import Trial
 
 Step = Callable[[], Any]
 SQUARE, SPACE_TIME = Box(x=(0, 1), y=(0, 1)), Box(x=(-1, 1), t=(0, 1))

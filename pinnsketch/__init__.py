@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 
-from pinnsketch.field import Field, diff, div, grad, laplacian
+from pinnsketch.field import Field, bilaplacian, diff, div, div_grad, grad, laplacian
 from pinnsketch.geometry import Box, Disk, Polygon
 from pinnsketch.monitor import Monitor
 from pinnsketch.problem import Data, Problem, Term, Unknown
@@ -18,5 +18,5 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 __all__ = [
     "Box", "Data", "Disk", "Field", "Monitor", "Polygon", "Problem", "Solution", "Stage", "Term", "Unknown",
-    "diff", "div", "grad", "laplacian", "solve", "train",
+    "bilaplacian", "diff", "div", "div_grad", "grad", "laplacian", "solve", "train",
 ]  # fmt: skip

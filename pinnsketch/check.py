@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pinnsketch.collocation import Block, Collocation, Trial, require_finite
-from pinnsketch.derivatives import Wanted
-from pinnsketch.field import Field, Read
+from pinnsketch.collocation import Block, Collocation, require_finite
+from pinnsketch.derivatives import Linked, Nested, Order, partials
+from pinnsketch.field import Field
 from pinnsketch.network import MLP
 from pinnsketch.problem import Data, Problem
+from pinnsketch.trial import Trial
 
 TOLERANCE = 1e-8
 """A residual vanishes if it is smaller than this times the largest quantity that it is made of."""
@@ -76,15 +77,14 @@ def _check_term(task: Collocation, name: str, block: Block, network: MLP, known:
     def exact(x: Tensor) -> Tensor:
         return torch.cat([task.exact(unknown, x) for unknown in problem.unknowns], dim=1)
 
-    reads: set[Read] = set()
-    names = task.namespace(exact if known else network, task.true_parameters(), block, reads)
+    reads, names = _read(task, exact if known else network, block)
     residual = task.evaluate(name, names, len(block.x)).detach()
-    words = tuple(sorted(_words(unknown, wanted, problem.coordinates) for unknown, wanted in reads))
+    words = tuple(sorted(_words(problem.unknowns[output], order, problem.coordinates) for output, order in reads))
     text = str(where) if isinstance(where, Data) else where.name
     if not known:
         return TermCheck(name, text, len(block.x), words, None, None, "no exact solution")
     require_finite(f"Term {name!r}: its residual", residual, block.x, problem.coordinates, "for the exact solution")
-    scale = max([1.0, *(_size(names[unknown], wanted) for unknown, wanted in reads.copy())])
+    scale = max([1.0, *(_size(names[problem.unknowns[output]], order) for output, order in reads.copy())])
     size = float(residual.abs().max())
     verdict = "measured" if isinstance(where, Data) else "vanishes" if size <= TOLERANCE * scale else "does not vanish"
     return TermCheck(name, text, len(block.x), words, size, scale, verdict)
@@ -92,12 +92,11 @@ def _check_term(task: Collocation, name: str, block: Block, network: MLP, known:
 
 def _hints(task: Collocation, name: str, block: Block, network: MLP) -> list[str]:
     """Where a term reads pure second derivatives of an unknown only as their sum: that sum is carried at the price of one."""
-    reads: set[Read] = set()
-    names = task.namespace(network, task.true_parameters(), block, reads)
+    reads, names = _read(task, network, block)
     residual = task.evaluate(name, names, len(block.x))
     found, coordinates = [], task.problem.coordinates
-    for unknown in task.problem.unknowns:
-        pure = [(i, i) for i in range(len(coordinates)) if (unknown, frozenset([(i, i)])) in reads]
+    for output, unknown in enumerate(task.problem.unknowns):
+        pure = [(i, i) for i in range(len(coordinates)) if (output, (i, i)) in reads]
         if len(pure) < 2:
             continue
         seconds = [names[unknown].d(*(coordinates[axis] for axis in order)) for order in pure]
@@ -110,13 +109,22 @@ def _hints(task: Collocation, name: str, block: Block, network: MLP) -> list[str
     return found
 
 
-def _words(unknown: str, wanted: Wanted, coordinates: tuple[str, ...]) -> str:
-    """`u`, `u.xy`, or `u.xx + u.yy` where the sum is carried as one."""
-    named = ("".join(coordinates[axis] for axis in order) for order in sorted(wanted))
-    return " + ".join(f"{unknown}.{word}" if word else unknown for word in named)
+def _read(task: Collocation, forward: Any, block: Block) -> tuple[set[tuple[int, Order]], dict[str, Any]]:
+    """What residuals may ask for at a block, and a set that fills with what they do ask for."""
+    reads: set[tuple[int, Order]] = set()
+    linked = Linked(Nested(forward, block.x), block.x, reads)
+    return reads, task.namespace(linked, task.true_parameters(), block)
 
 
-def _size(field: Field, wanted: Wanted) -> float:
+def _words(unknown: str, order: Order, coordinates: tuple[str, ...]) -> str:
+    """`u`, `u.xy`, or `laplacian(u)` where a sum is carried as one."""
+    if any(not isinstance(part, int) for part in order):
+        return " + ".join(_words(unknown, axes, coordinates) for axes in partials(order))
+    letters = "".join(coordinates[axis] for axis in partials(order)[0])
+    return f"{unknown}.{letters}" if order else unknown
+
+
+def _size(field: Field, order: Order) -> float:
     """The largest of the derivatives that are summed."""
     coordinates = field._coordinates
-    return max(float(field.d(*(coordinates[axis] for axis in order)).detach().abs().max()) for order in wanted)
+    return max(float(field.d(*(coordinates[axis] for axis in axes)).detach().abs().max()) for axes in partials(order))

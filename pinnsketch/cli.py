@@ -172,6 +172,8 @@ def _finish(run: Any, as_json: bool) -> None:
                 if asked:
                     break
         solution = run.finish(interrupted=bool(asked))
+    for note in run.gradient.notes:
+        _say(f"[yellow]Note:[/] {escape(note)}")
     _show(plain(solution.metrics), as_json, metrics_table(solution.metrics))
     if solution.metrics["note"]:
         _say(f"Stopped early: {solution.metrics['note']}.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from math import hypot, inf
 from pathlib import Path
 from typing import Any
@@ -15,72 +17,76 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pinnsketch.derivatives import Derivatives, Nested
-from pinnsketch.field import Field, FieldError, Read
+from pinnsketch.derivatives import Derivatives, Linked, Nested, Order
+from pinnsketch.field import Field, FieldError
 from pinnsketch.geometry.shape import Region
-from pinnsketch.jets import Jets, NoRule, Streams
+from pinnsketch.jets import Jacobian, Jets, NoRule, Outer, Streams, Use, by_rows, by_uses
 from pinnsketch.points import Points, draw
 from pinnsketch.problem import Data, Problem, ProblemError, Term, Unknown, check_names, parameters_of, unread
+from pinnsketch.trial import Trial
 
 Forward = Callable[[Tensor], Tensor]
 
 TRACED = 16
 """Points at which a residual is traced."""
+CHUNK_BYTES, MIN_CHUNK = (32 << 20, 4 << 30), 256
+"""What a piece of a batch keeps for the reverse pass: on a CPU its cache holds most of that; and points it has at least."""
 TEST_SEED = 271828
 """Errors are measured at points drawn with this seed, whatever the seed of training."""
 
 
-class Trial(nn.Module):
-    """A trial solution: the network of the unknown functions, and the unknown coefficients.
-
-    Args:
-        network: maps points `(n, d)` to values `(n, m)`, one column for each unknown.
-        coefficients: the coefficients that train.
-    """
-
-    def __init__(self, network: nn.Module, coefficients: Mapping[str, Unknown] | None = None) -> None:
-        super().__init__()
-        self.network = network
-        self._positive = {name: unknown.positive for name, unknown in (coefficients or {}).items()}
-        reference = next(network.parameters(), None)
-        if reference is None:
-            raise ProblemError("The network has no parameters: there is nothing to train.")
-        self.raw = nn.ParameterDict()
-        for name, unknown in (coefficients or {}).items():
-            initial = torch.tensor(float(unknown.initial), dtype=reference.dtype, device=reference.device)
-            self.raw[name] = nn.Parameter(initial.log() if unknown.positive else initial)
-
-    @property
-    def coefficients(self) -> dict[str, Tensor]:
-        """Present values of the unknown coefficients, each a scalar."""
-        return {name: raw.exp() if self._positive[name] else raw for name, raw in self.raw.items()}
-
-    def values(self) -> dict[str, float]:
-        """Present values of the unknown coefficients, as numbers."""
-        return {name: float(value.detach()) for name, value in self.coefficients.items()}
-
-    def fix(self, name: str, value: float) -> None:
-        """Add a coefficient that is known, and trains no more."""
-        self._positive[name] = False
-        self.raw[name] = nn.Parameter(torch.tensor(value, dtype=torch.float64), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
-
-
 @dataclass(frozen=True)
 class Block:
-    """The terms that share points: their names, the points `(n, d)`, normals `(n, d)` or None, data columns `(n, 1)`."""
+    """The terms that share points: their names, the points `(n, d)`, normals `(n, d)` or None, data columns `(n, 1)`.
+
+    Args:
+        share: of these points in all points of the terms; below 1 in a piece of a block.
+    """
 
     terms: tuple[str, ...]
     x: Tensor
     normal: Tensor | None
     columns: Mapping[str, Tensor]
+    share: float = 1.0
 
-    def first(self, n: int) -> Block:
-        """The same terms at the first n points."""
-        columns = {name: column[:n] for name, column in self.columns.items()}
-        return Block(self.terms, self.x[:n], None if self.normal is None else self.normal[:n], columns)
+    def piece(self, start: int, stop: int) -> Block:
+        """The same terms at a range of the points."""
+        rows = slice(start, stop)
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        share = self.share * len(self.x[rows]) / len(self.x)
+        return Block(self.terms, self.x[rows], None if self.normal is None else self.normal[rows], columns, share)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors that a block holds."""
+        return (self.x, *(() if self.normal is None else (self.normal,)), *self.columns.values())
+
+    def holding(self, tensors: Sequence[Tensor]) -> Block:
+        """The same block with other tensors in place of `tensors`."""
+        x, *rest = tensors
+        normal = None if self.normal is None else rest.pop(0)
+        return replace(self, x=x, normal=normal, columns=dict(zip(self.columns, rest, strict=True)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the residuals of a block are evaluated.
+
+    Args:
+        streams: what one forward pass carries; None: nested differentiation.
+        linked: whether the residuals differentiate expressions, as `diff` and `div` do.
+        apart: whether each point's residual depends on that point alone.
+        saved: bytes that a point keeps for the reverse pass.
+        why: no forward pass is used, or "".
+        rows: whether that pass gives rows of the Jacobian; None: not known yet.
+    """
+
+    streams: Streams | None = None
+    linked: bool = False
+    apart: bool = False
+    saved: int = 0
+    why: str = ""
+    rows: bool | None = None
 
 
 class Collocation:
@@ -92,6 +98,7 @@ class Collocation:
         terms: number of points by term name, before `Term.points` and the two numbers above.
         sampler: a name in `pinnsketch.points.SAMPLERS`.
         weights: loss weights by term name, in place of `Term.weight`.
+        chunk: evaluate at most so many points at a time; "auto": what suits the machine's cache or memory.
         test: number of points at which errors are measured.
         seed: of the collocation points.
         dtype, device: of all tensors.
@@ -110,12 +117,16 @@ class Collocation:
         terms: Mapping[str, int] | None = None,
         sampler: str = "sobol",
         weights: Mapping[str, float] | None = None,
+        chunk: int | str = "auto",
         test: int = 4096,
         seed: int = 0,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> None:
         self.problem, self._sampler, self._seed, self._test = problem, sampler, seed, test
+        if chunk != "auto" and not int(chunk) > 0:
+            raise ProblemError(f"points: chunk must be auto or a number of points above 0; got {chunk}.")
+        self._chunk = None if chunk == "auto" else int(chunk)
         self._to: dict[str, Any] = {"dtype": dtype, "device": device}
         _known_terms("points", terms or {}, problem)
         _known_terms("weights", weights or {}, problem)
@@ -124,7 +135,7 @@ class Collocation:
         self._parameters = {name: value for name, value in problem.parameters.items() if not isinstance(value, Unknown)}
         self.weights = {name: (weights or {}).get(name, term.weight) for name, term in problem.terms.items()}
         self.notes: list[str] = []
-        self._plans: WeakKeyDictionary[Trial, dict[tuple[str, ...], Streams | None]] = WeakKeyDictionary()
+        self._plans: WeakKeyDictionary[Trial, dict[tuple[str, ...], Plan]] = WeakKeyDictionary()
         self._places = _group(problem, interior, boundary, terms or {})
 
     def batch(self, draw: int = 0) -> tuple[Block, ...]:
@@ -144,68 +155,137 @@ class Collocation:
 
     def residuals(self, trial: Trial, batch: tuple[Block, ...]) -> dict[str, Tensor]:
         """Each term's residual at its points, `(n, k)`."""
-        plans = self._plans.setdefault(trial, {})
         found: dict[str, Tensor] = {}
         for block in batch:
-            if block.terms not in plans:
-                plans[block.terms] = self._plan(trial, block)
+            plan = self.plan(trial, block)
             try:
-                found |= self._of(trial, block, plans[block.terms])
-            except NoRule:  # this time the residual reads what it did not read when it was traced
-                plans[block.terms] = None
-                found |= self._of(trial, block, None)
-        return {term: found[term] for term in self.problem.terms}
+                found |= self._residuals(trial, block, plan)
+            except (NoRule, ProblemError) as error:  # perhaps it reads what it did not read when it was traced
+                if plan.streams is None:
+                    raise
+                self._plans[trial][block.terms] = Plan(why=str(error))
+                found |= self._residuals(trial, block, Plan())
+        return {term: found[term] for term in self.problem.terms if term in found}
 
-    def _of(self, trial: Trial, block: Block, streams: Streams | None, reads: set[Read] | None = None) -> dict[str, Tensor]:
-        names = self.namespace(trial.network, trial.coefficients, block, reads, streams)
+    def linearize(self, trial: Trial, batch: tuple[Block, ...]) -> tuple[Tensor, Jacobian]:
+        """Residuals r `(N,)`, scaled so that the weighted loss is their sum of squares, and their Jacobian `(N, P)`.
+
+        Rows are ordered by block, term, column and point; P counts the parameters that train.
+
+        Raises:
+            ProblemError: if a residual mixes points: it has no row for each.
+        """
+        parameters = [p for p in trial.parameters() if p.requires_grad]
+        found = [self._linearize(trial, block, parameters) for block in batch]
+        return torch.cat([r for r, _ in found]), Jacobian([rows for _, rows in found], [p.shape for p in parameters])
+
+    def _linearize(self, trial: Trial, block: Block, parameters: list[nn.Parameter]) -> tuple[Tensor, dict[int, Outer]]:
+        plan = self.plan(trial, block)
+        if not plan.apart:
+            raise ProblemError(f"Terms {', '.join(block.terms)}: a residual mixes points, so it has no Jacobian row for each.")
+        if plan.rows is None:
+            few = block.piece(0, TRACED)
+            plan = self._plans[trial][block.terms] = replace(plan, rows=self._rows_are_right(trial, few, plan, parameters))
+        uses: list[Use] | None = [] if plan.rows else None
+        columns = self._scaled(block, self._residuals(trial, block, plan if plan.rows else Plan(), uses))
+        rows = by_rows(columns, parameters) if uses is None else by_uses(columns, uses, parameters)
+        return columns.detach().T.flatten(), rows
+
+    def _rows_are_right(self, trial: Trial, few: Block, plan: Plan, parameters: list[nn.Parameter]) -> bool:
+        """Whether the outer products of the forward pass give the gradient that a reverse pass gives."""
+        if plan.streams is None:
+            return False
+        try:
+            uses: list[Use] = []
+            columns = self._scaled(few, self._residuals(trial, few, plan, uses))
+            w = torch.linspace(1, 2, columns.numel(), **self._to).view_as(columns)
+            expected = torch.autograd.grad(columns, parameters, w, retain_graph=True, allow_unused=True, materialize_grads=True)
+            found = Jacobian([by_uses(columns, uses, parameters)], [p.shape for p in parameters]).transposed(w.T.flatten())
+        except (NoRule, RuntimeError):
+            return False
+        return _agree(found, torch.cat([g.flatten() for g in expected]))
+
+    def _scaled(self, block: Block, residuals: Mapping[str, Tensor]) -> Tensor:
+        """All residuals of a block side by side `(n, c)`, scaled so that the loss is their sum of squares."""
+        factor = {name: (self.weights[name] * block.share / r.numel()) ** 0.5 for name, r in residuals.items()}
+        return torch.cat([factor[name] * r for name, r in residuals.items()], dim=1)
+
+    def _residuals(self, trial: Trial, block: Block, plan: Plan, uses: list[Use] | None = None) -> dict[str, Tensor]:
+        derivatives: Derivatives = Nested(trial.network, block.x)
+        if plan.streams is not None:
+            derivatives = Jets(trial.network, block.x, plan.streams, uses)
+            derivatives = Linked(derivatives, block.x) if plan.linked else derivatives
+        return self._evaluate_all(trial, block, derivatives)
+
+    def _evaluate_all(self, trial: Trial, block: Block, derivatives: Derivatives) -> dict[str, Tensor]:
+        names = self.namespace(derivatives, trial.coefficients, block)
         return {term: self.evaluate(term, names, len(block.x)) for term in block.terms}
 
-    def _plan(self, trial: Trial, block: Block) -> Streams | None:
-        """Trace the block's residuals at a few points: what one forward pass must carry, or None if it cannot be trusted.
+    def plan(self, trial: Trial, block: Block) -> Plan:
+        """How a block's residuals are evaluated: traced at a few points when it is first asked."""
+        plans = self._plans.setdefault(trial, {})
+        if block.terms not in plans:
+            plan = plans[block.terms] = self._trace(trial, block)
+            if plan.why:
+                terms = ", ".join(block.terms)
+                self.notes.append(f"{terms}: derivatives by nested differentiation, which is slower ({plan.why}).")
+        return plans[block.terms]
 
-        The pass is used only where it gives the residuals that nested differentiation gives.
-        """
-        few, reads = block.first(TRACED), set[Read]()
+    def _trace(self, trial: Trial, block: Block) -> Plan:
+        """One forward pass is used only where it gives the residuals that nested differentiation gives."""
+        few, reads = block.piece(0, TRACED), set[tuple[int, Order]]()
         try:
-            slow = self._of(trial, few, None, reads)
+            slow = self._residuals(trial, few, Plan())
         except ProblemError:
-            self._of(trial, block, None)  # say what is wrong in terms of all points
+            self._residuals(trial, block, Plan())  # say what is wrong in terms of all points
             raise
-        streams = Streams.of(wanted for _, wanted in reads if wanted != {()})
+        half = (len(few.x) + 1) // 2
+        alone = self._residuals(trial, block.piece(0, half), Plan())
+        apart = all(_agree(alone[name], r[:half]) for name, r in slow.items())
         try:
-            fast, why = self._of(trial, few, streams), "the results differ"
+            linked = Linked(Nested(trial.network, few.x), few.x, reads)
+            self._evaluate_all(trial, few, linked)
+            plan = Plan(Streams.of(order for _, order in reads), linked.differentiated, apart)
+            fast, why = self._residuals(trial, few, plan), "the results differ"
         except Exception as error:
-            fast, why = {}, str(error)
-        tolerance = torch.finfo(few.x.dtype).eps ** 0.5
-        if all(
-            name in fast and bool(((fast[name] - r).abs() <= tolerance * (1 + r.abs().max())).all()) for name, r in slow.items()
-        ):
-            return streams
-        self.notes.append(f"{', '.join(block.terms)}: derivatives by nested differentiation, which is slower ({why}).")
-        return None
+            plan, fast, why = Plan(apart=apart), {}, str(error)
+        if not all(name in fast and _agree(fast[name], r) for name, r in slow.items()):
+            plan = Plan(apart=apart, why=why)
+        return replace(plan, saved=saved_bytes(lambda: self._residuals(trial, few, plan)) // len(few.x))
 
-    def namespace(
-        self,
-        forward: Forward,
-        coefficients: Mapping[str, Tensor],
-        block: Block,
-        reads: set[Read] | None = None,
-        streams: Streams | None = None,
-    ) -> dict[str, Any]:
+    def pieces(self, trial: Trial, batch: tuple[Block, ...]) -> list[tuple[Block, ...]]:
+        """A batch in parts that are evaluated one after another; their losses add up to those of the batch.
+
+        A block is cut where it is larger than the chunk that the task was made with, and no residual in it mixes points.
+        """
+        whole, parts = [], []
+        for block in batch:
+            count = -(-len(block.x) // self._chunk_of(self.plan(trial, block)))
+            if count == 1:
+                whole.append(block)
+            else:
+                parts += [(piece,) for piece in _cut(block, count)]
+        return [*([tuple(whole)] if whole else []), *parts]
+
+    def saved(self, trial: Trial, piece: tuple[Block, ...]) -> int:
+        """Bytes that a piece keeps for its reverse pass."""
+        return sum(self.plan(trial, block).saved * len(block.x) for block in piece)
+
+    def _chunk_of(self, plan: Plan) -> int:
+        if not plan.apart:
+            return sys.maxsize
+        return self._chunk or max(MIN_CHUNK, CHUNK_BYTES[torch.device(self._to["device"]).type != "cpu"] // max(plan.saved, 1))
+
+    def namespace(self, derivatives: Derivatives, coefficients: Mapping[str, Tensor], block: Block) -> dict[str, Any]:
         """What residuals may ask for at the points of a block, by name.
 
         Args:
-            forward: maps points `(n, d)` to the unknowns `(n, m)`.
+            derivatives: of the unknowns, at the points of the block.
             coefficients: values of the unknown coefficients.
             block: the points.
-            reads: is told what is read of the unknowns.
-            streams: the derivatives that will be read, for one forward pass; None: any, by nested differentiation.
         """
-        derivatives: Derivatives = Nested(forward, block.x) if streams is None else Jets(forward, block.x, streams)
         coordinates = self.problem.coordinates
-        fields = {
-            name: Field(name, i, coordinates, derivatives, block.normal, reads) for i, name in enumerate(self.problem.unknowns)
-        }
+        fields = {name: Field(name, i, coordinates, derivatives, block.normal) for i, name in enumerate(self.problem.unknowns)}
         columns = dict(zip(coordinates, derivatives.columns, strict=True))
         return {**fields, **columns, **self._parameters, **coefficients, **block.columns, "n": block.normal}
 
@@ -234,8 +314,12 @@ class Collocation:
         return residual
 
     def losses(self, model: Trial, batch: tuple[Block, ...]) -> dict[str, Tensor]:
-        """Each term's mean square residual, a scalar, before weighting."""
-        return {name: residual.square().mean() for name, residual in self.residuals(model, batch).items()}
+        """Each term's mean square residual, a scalar, before weighting; of a piece, its part of that."""
+        share = {name: block.share for block in batch for name in block.terms}
+        residuals = self.residuals(model, batch)
+        return {
+            name: r.square().mean() * share[name] if share[name] < 1 else r.square().mean() for name, r in residuals.items()
+        }
 
     def check(self, trial: Trial) -> list[str]:
         """Evaluate everything once, before training.
@@ -274,7 +358,8 @@ class Collocation:
     def residual_size(self, trial: Trial, x: Tensor) -> Tensor:
         """Root of the sum of squares of all interior residuals at any points `(n, d)`: `(n,)`."""
         inside = [name for name, t in self.problem.terms.items() if isinstance(t.where, Region) and not t.where.has_normal]
-        names = self.namespace(trial.network, trial.coefficients, Block(tuple(inside), self._tensor(x), None, {}))
+        points = self._tensor(x)
+        names = self.namespace(Nested(trial.network, points), trial.coefficients, Block(tuple(inside), points, None, {}))
         found = [self.evaluate(name, names, len(x)).detach() for name in inside]
         return torch.cat(found, dim=1).norm(dim=1) if found else x.new_zeros(len(x))
 
@@ -317,6 +402,28 @@ class Collocation:
 def _agree(a: Tensor, b: Tensor) -> bool:
     tolerance = torch.finfo(a.dtype).eps ** 0.5
     return a.shape == b.shape and bool(((a - b).abs() <= tolerance * (1 + b.abs().max())).all())
+
+
+def saved_bytes(evaluate: Callable[[], Mapping[str, Tensor]]) -> int:
+    """Bytes that an evaluation keeps for its reverse pass, each tensor counted once."""
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        results = evaluate()
+    del results
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _cut(block: Block, count: int) -> list[Block]:
+    """A block in at least so many pieces, of one size if a few more make that possible, else of two."""
+    n = len(block.x)
+    count = next((k for k in range(count, min(2 * count, n) + 1) if n % k == 0), min(count, n))
+    ends = [n * k // count for k in range(count + 1)]
+    return [block.piece(a, b) for a, b in pairwise(ends)]
 
 
 def _words(function: Callable[..., Any], error: Exception) -> str:

@@ -114,13 +114,17 @@ class NetworkConfig(Section):
 
 
 class PointsConfig(Section):
-    """Collocation points on each interior and each boundary region, or by term; `resample`: fresh ones every so many steps."""
+    """Collocation points on each interior and each boundary region, or by term; `resample`: fresh ones every so many steps.
+
+    `chunk`: how many are evaluated at a time; auto: what suits cache and memory.
+    """
 
     interior: Count = 1000
     boundary: Count = 200
     terms: dict[str, Count] = {}
     sampler: Annotated[str, _row_of(SAMPLERS, "sampler")] = "sobol"
     resample: Whole = 0
+    chunk: Literal["auto"] | Count = "auto"
     test: Count = 4096
 
     @model_validator(mode="after")
@@ -182,7 +186,10 @@ def _options(method: str) -> dict[str, Any]:
 
 
 class TrainConfig(Section):
-    """The methods in order, the seed of everything random, and how often to log and to save a checkpoint (in steps)."""
+    """The methods in order, the seed of everything random, and how often to log and to save a checkpoint (in steps).
+
+    `compile`: true: torch.compile; auto: where the run is long enough to repay it, and on a GPU one CUDA graph; false: neither.
+    """
 
     schedule: tuple[StageConfig, ...] = (
         StageConfig(method="adam", steps=500),
@@ -191,6 +198,7 @@ class TrainConfig(Section):
     seed: Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**63)] = 0
     log: Count = 50
     checkpoint: Count = 500
+    compile: Literal["auto"] | bool = "auto"
 
     @model_validator(mode="before")
     @classmethod

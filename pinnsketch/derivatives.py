@@ -5,18 +5,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from typing import Any, Protocol
+from weakref import ref
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-Order = tuple[int, ...]
-"""Coordinate indices along which a derivative is taken, sorted: (0, 0) is d^2/dx_0^2."""
-Wanted = frozenset[Order]
-"""A sum of derivatives of one order, as a Laplacian is; usually just one."""
+Order = tuple[int | tuple[int, ...], ...]
+"""Along what a derivative is taken: (0, 0) is d^2/dx_0^2; a group (0, 1) in it is the Laplacian over these coordinates, so that
+((0, 1),) is the Laplacian, (0, (0, 1)) its derivative along x_0, and ((0, 1), (0, 1)) the bilaplacian."""
+
+
+def order_of(parts: Iterable[int | tuple[int, ...]]) -> Order:
+    """The one way to write an order: coordinates first, then groups, each sorted; a group of one is that one twice."""
+    given = list(parts)
+    flat = [part for part in given if isinstance(part, int)]
+    groups = [tuple(sorted(part)) for part in given if not isinstance(part, int)]
+    flat += [group[0] for group in groups if len(group) == 1 for _ in range(2)]
+    return (*sorted(flat), *sorted(group for group in groups if len(group) > 1))
+
+
+def degree(order: Order) -> int:
+    """How many times is differentiated."""
+    return sum(1 if isinstance(part, int) else 2 for part in order)
+
+
+def partials(order: Order) -> list[tuple[int, ...]]:
+    """The plain partial derivatives whose sum an order stands for."""
+    fixed = tuple(part for part in order if isinstance(part, int))
+    groups = [part for part in order if not isinstance(part, int)]
+    return [tuple(sorted((*fixed, *axes, *axes))) for axes in product(*groups)]
 
 
 class Derivatives(Protocol):
@@ -25,12 +47,12 @@ class Derivatives(Protocol):
     columns: tuple[Tensor, ...]
     """The coordinates of the points, one `(n, 1)` tensor each."""
 
-    def value(self, output: int) -> Tensor:
-        """The output's value `(n, 1)`."""
+    def derivative(self, output: int, order: Order) -> Tensor:
+        """The output's derivative `(n, 1)`; order () is its value."""
         ...
 
-    def derivative(self, output: int, wanted: Wanted) -> Tensor:
-        """The sum of the wanted partial derivatives of the output, `(n, 1)`."""
+    def knows(self, order: Order) -> bool:
+        """Whether it can give derivatives of this order."""
         ...
 
 
@@ -46,27 +68,93 @@ class Nested:
         self.columns = tuple(column.detach().requires_grad_() for column in x.split(1, dim=1))
         self._forward = forward
         self._outputs: Tensor | None = None
-        self._known: dict[tuple[int, Order], Tensor] = {}
+        self._known: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
-    def value(self, output: int) -> Tensor:
+    def derivative(self, output: int, order: Order) -> Tensor:
+        first, *rest = (self._partial(output, axes) for axes in partials(order))
+        return sum(rest, first)
+
+    def knows(self, order: Order) -> bool:
+        return True
+
+    def _partial(self, output: int, axes: tuple[int, ...]) -> Tensor:
+        if not axes:
+            return self._value(output)
+        if (output, axes) not in self._known:
+            # A gradient holds all first derivatives of its parent at the price of one: keep those not known yet.
+            for axis, derivative in enumerate(differentiate(self._partial(output, axes[:-1]), self.columns)):
+                self._known.setdefault((output, tuple(sorted((*axes[:-1], axis)))), derivative)
+        return self._known[output, axes]
+
+    def _value(self, output: int) -> Tensor:
         if self._outputs is None:
             with _Differentiable():
                 self._outputs = self._forward(torch.cat(self.columns, dim=1))
         return self._outputs[:, output : output + 1]
 
-    def derivative(self, output: int, wanted: Wanted) -> Tensor:
-        first, *rest = (self.partial(output, order) for order in sorted(wanted))
-        return sum(rest, first)
 
-    def partial(self, output: int, order: Order) -> Tensor:
-        """The output's partial derivative `(n, 1)`, once along each coordinate index in `order`."""
-        order = tuple(sorted(order))
+class Linked:
+    """Derivatives that can themselves be differentiated along the points, as `diff` and `div` do, whatever computed them.
+
+    To each derivative a zero is added whose slope along a coordinate is the derivative of one order higher.
+
+    Args:
+        engine: computes the derivatives.
+        x: the points `(n, d)`.
+        reads: is told what is asked for: output and order; `differentiated` then tells whether anything was along the points.
+    """
+
+    def __init__(self, engine: Derivatives, x: Tensor, reads: set[tuple[int, Order]] | None = None) -> None:
+        self.columns = tuple(column.detach().requires_grad_() for column in x.split(1, dim=1))
+        self._engine, self._reads = engine, reads
+        self._known: dict[tuple[int, Order], Tensor] = {}
+        self._slopes = slopes = list[bool]()
+        for column in self.columns if reads is not None else ():
+            column.register_hook(lambda slope: slopes.append(True))  # a hook must not hold this object: it would never be freed
+
+    @property
+    def differentiated(self) -> bool:
+        return bool(self._slopes)
+
+    def along(self, slope: Tensor, output: int, order: Order) -> Tensor | None:
+        """A slope times a derivative. A slope of zeros, as of parts that were joined and split again, reads nothing."""
+        if self._reads is not None:
+            if not slope.any():
+                return None
+        elif not self._engine.knows(order):
+            return torch.where(slope == 0, slope, torch.nan)
+        with torch.enable_grad():  # it is kept, for whoever asks next
+            found = self.derivative(output, order)
+        return slope * found
+
+    def derivative(self, output: int, order: Order) -> Tensor:
+        if self._reads is not None:
+            self._reads.add((output, order))
         if (output, order) not in self._known:
-            parent = self.partial(output, order[:-1]) if len(order) > 1 else self.value(output)
-            # A gradient holds all first derivatives of its parent at the price of one: keep those not known yet.
-            for axis, derivative in enumerate(differentiate(parent, self.columns)):
-                self._known.setdefault((output, tuple(sorted((*order[:-1], axis)))), derivative)
+            found = self._engine.derivative(output, order)
+            for axis, column in enumerate(self.columns):
+                found = found + _Zero.apply(column, self, output, order_of((*order, axis)))
+            self._known[output, order] = found
         return self._known[output, order]
+
+    def knows(self, order: Order) -> bool:
+        return self._engine.knows(order)
+
+
+class _Zero(torch.autograd.Function):
+    """Zero, with the slope along the column that the linked derivative has."""
+
+    @staticmethod
+    def forward(ctx: Any, column: Tensor, linked: Linked, output: int, order: Order) -> Tensor:
+        ctx.linked, ctx.output, ctx.order = ref(linked), output, order  # a weak one: else the graph would keep itself alive
+        return torch.zeros_like(column)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        linked = ctx.linked()
+        if linked is None:  # the residual is done: this pass is for the parameters
+            return None, None, None, None
+        return linked.along(slope, ctx.output, ctx.order), None, None, None
 
 
 def layer_norm(x: Any, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:

@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pinnsketch.derivatives import Derivatives, Wanted, differentiate
-
-Read = tuple[str, Wanted]
-"""An unknown and what is read of it: `{()}` its value, `{(0, 1)}` u_xy, `{(0, 0), (1, 1)}` its Laplacian as one sum."""
+from pinnsketch.derivatives import Derivatives, differentiate, order_of
 
 
 class FieldError(ValueError):
@@ -27,7 +24,7 @@ class Field:
     `u.n` is the derivative along the outward normal of the region.
     """
 
-    __slots__ = ("_coordinates", "_derivatives", "_name", "_normal", "_output", "_reads")
+    __slots__ = ("_coordinates", "_derivatives", "_name", "_normal", "_output")
 
     def __init__(
         self,
@@ -36,16 +33,14 @@ class Field:
         coordinates: tuple[str, ...],
         derivatives: Derivatives,
         normal: Tensor | None = None,
-        reads: set[Read] | None = None,
     ) -> None:
         self._name, self._output, self._coordinates = name, output, coordinates
-        self._derivatives, self._normal, self._reads = derivatives, normal, reads
+        self._derivatives, self._normal = derivatives, normal
 
     @property
     def value(self) -> Tensor:
         """The values `(n, 1)`."""
-        self._note(frozenset([()]))
-        return self._derivatives.value(self._output)
+        return self._derivatives.derivative(self._output, ())
 
     @property
     def n(self) -> Tensor:
@@ -56,19 +51,20 @@ class Field:
 
     def d(self, *coordinates: str) -> Tensor:
         """The partial derivative `(n, 1)`, once along each coordinate: `u.d("x", "t")` is u_xt."""
-        return self._total(coordinates) if coordinates else self.value
+        return self._along(*coordinates)
 
-    def _total(self, *orders: tuple[str, ...]) -> Tensor:
-        """The sum of partial derivatives of one order `(n, 1)`, carried as one."""
-        for name in (name for order in orders for name in order):
+    def _along(self, *parts: str | tuple[str, ...]) -> Tensor:
+        """The derivative `(n, 1)` along coordinates and, where several are given at once, their Laplacian."""
+        named = [name for part in parts for name in ((part,) if isinstance(part, str) else part)]
+        for name in named:
             if name not in self._coordinates:
                 raise FieldError(
-                    f"{self._name}.d({', '.join(map(repr, orders[0]))}): {name!r} is no coordinate here; "
+                    f"{self._name}.d({', '.join(map(repr, named))}): {name!r} is no coordinate here; "
                     f"the coordinates are {', '.join(self._coordinates)}."
                 )
-        wanted = frozenset(tuple(sorted(map(self._coordinates.index, order))) for order in orders)
-        self._note(wanted)
-        return self._derivatives.derivative(self._output, wanted)
+        place = self._coordinates.index
+        order = order_of(place(part) if isinstance(part, str) else tuple(map(place, part)) for part in parts)
+        return self._derivatives.derivative(self._output, order)
 
     def __getattr__(self, word: str) -> Tensor:
         if word.startswith("_"):
@@ -82,10 +78,6 @@ class Field:
                 f'{self._name}.d("name", ...).'
             )
         return self.d(*names)
-
-    def _note(self, wanted: Wanted) -> None:
-        if self._reads is not None:
-            self._reads.add((self._name, wanted))
 
     @classmethod
     def __torch_function__(
@@ -139,10 +131,35 @@ def grad(u: Field, *coordinates: str) -> Tensor:
 
 def laplacian(u: Field, *coordinates: str) -> Tensor:
     """The sum of the second derivatives `(n, 1)` along the coordinates named, or along all but `t`."""
+    return u._along(_space("laplacian", u, coordinates))
+
+
+def bilaplacian(u: Field, *coordinates: str) -> Tensor:
+    """The Laplacian of the Laplacian `(n, 1)`, u_xxxx + 2 u_xxyy + u_yyyy, along the coordinates named, or all but `t`."""
+    names = _space("bilaplacian", u, coordinates)
+    return u._along(names, names)
+
+
+def div_grad(a: Tensor | Field | float, u: Field, *coordinates: str) -> Tensor:
+    """The divergence of a grad(u), a laplacian(u) + grad(a) . grad(u) `(n, 1)`, along the coordinates named, or all but `t`.
+
+    Args:
+        a: the diffusivity `(n, 1)`, made of the coordinates and unknowns that the residual received, or a number.
+    """
+    names = _space("div_grad", u, coordinates)
+    factor: Tensor | float = _plain(a)
+    found = factor * u._along(names)
+    if isinstance(factor, Tensor) and factor.requires_grad:
+        for name in names:
+            found = found + diff(factor, u._derivatives.columns[u._coordinates.index(name)]) * u.d(name)
+    return found
+
+
+def _space(operator: str, u: Field, coordinates: tuple[str, ...]) -> tuple[str, ...]:
     names = coordinates or tuple(name for name in u._coordinates if name != "t")
     if not names:
-        raise FieldError(f"laplacian({u._name}): there is no coordinate but t; name the coordinates.")
-    return u._total(*((name, name) for name in names))
+        raise FieldError(f"{operator}({u._name}): there is no coordinate but t; name the coordinates.")
+    return tuple(dict.fromkeys(names))
 
 
 def diff(expression: Tensor | Field, *coordinates: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from pinnsketch import checkpoint
-from pinnsketch.collocation import Collocation, Trial
+from pinnsketch.collocation import Collocation
 from pinnsketch.config import RunConfig, dump_config, read_config
+from pinnsketch.gradient import Gradient
 from pinnsketch.health import Finding, Health
 from pinnsketch.library import load_problem
 from pinnsketch.monitor import Monitor
@@ -26,6 +27,7 @@ from pinnsketch.problem import Data, Problem
 from pinnsketch.record import LEFT, environment, write_results
 from pinnsketch.solution import Solution
 from pinnsketch.train import Step, train
+from pinnsketch.trial import Trial
 
 FORMAT = 1
 SMALL = 1 << 15
@@ -89,6 +91,7 @@ class Run:
         self.monitor, self.health = self._watch(), Health()
         self.history: list[dict[str, Any]] = []
         self.total = sum(stage.steps for stage in config.train.schedule)
+        self.gradient = Gradient(self.trial, self.task, config.train.compile, self.total)
         self.seconds = 0.0
         self.trouble: str | None = None
         self.outcome: str | None = None
@@ -155,7 +158,8 @@ class Run:
         state = self._last.state() if self._last else self._state
         watch, log, save = self.monitor, self.config.train.log, self.config.train.checkpoint
         began = time.perf_counter() - self.seconds
-        for step in train(self.trial, self.task, schedule, resample=self.config.points.resample, state=state):
+        resample = self.config.points.resample
+        for step in train(self.trial, self.task, schedule, resample=resample, state=state, gradient=self.gradient):
             self._last, self.fresh = step, []
             self._reached = {
                 "steps": step.index,
@@ -218,7 +222,7 @@ class Run:
                 "bytes": self.monitor.bytes if self.monitor else 0,
                 "findings": [str(finding) for finding in self.health.findings],
             },
-            "warnings": self.warnings,
+            "warnings": [*self.warnings, *self.gradient.notes],
             "note": self._reached["note"],
         }
 

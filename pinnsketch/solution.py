@@ -12,10 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from pinnsketch import checkpoint
-from pinnsketch.collocation import Collocation, Trial
+from pinnsketch.collocation import Collocation
 from pinnsketch.health import Health
 from pinnsketch.network import KINDS
 from pinnsketch.problem import Problem
+from pinnsketch.trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

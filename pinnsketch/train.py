@@ -9,11 +9,16 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from pinnsketch.methods import METHODS, Method, Objective
+from pinnsketch.gradient import Gradient
+from pinnsketch.methods import METHODS, Method, Objective, Values
 
 
 class Task(Protocol):
-    """Something to train a model on: a Problem's collocation, or an image set."""
+    """Something to train a model on: a Problem's collocation, or an image set.
+
+    It may also have `pieces(model, batch)`, the batch in parts that are evaluated one after another and whose losses add up to
+    its own, and `saved(model, piece)`, the bytes that a piece keeps for its reverse pass.
+    """
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -68,7 +73,13 @@ class Step:
 
 
 def train(
-    model: nn.Module, task: Task, schedule: Sequence[Stage], *, resample: int = 0, state: dict[str, Any] | None = None
+    model: nn.Module,
+    task: Task,
+    schedule: Sequence[Stage],
+    *,
+    resample: int = 0,
+    state: dict[str, Any] | None = None,
+    gradient: Callable[[Any], Values] | None = None,
 ) -> Iterator[Step]:
     """Train a model on a task, one method after another.
 
@@ -78,10 +89,12 @@ def train(
         schedule: the methods in order; a method that stalls hands over to the next.
         resample: draw a fresh batch every so many steps; 0 keeps the first.
         state: of an earlier `Step.state()`, to go on from there bit for bit; the model must be as it was then.
+        gradient: evaluates losses and gradient on a batch, in place of a plain `Gradient(model, task)`.
 
     Yields: a Step after each step.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    gradient = gradient or Gradient(model, task)
     index, first = (state["index"], state["stage"]) if state else (0, 0)
     done = state["done"] if state else 0
     for number, stage in enumerate(schedule[first:], start=first):
@@ -93,7 +106,7 @@ def train(
             draw = index // resample if resample else 0
             fresh = resample > 0 and done > 0 and draw != (index - 1) // resample  # whether or not this is a resumed run
             if objective is None or fresh:
-                objective = Objective(parameters, partial(task.losses, model, task.batch(draw)), task.weights)
+                objective = Objective(parameters, partial(gradient, task.batch(draw)), tuple(task.weights))
                 objective.fresh = fresh
             at = method.step(objective)
             index, done = index + 1, done + 1

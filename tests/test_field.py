@@ -1,7 +1,7 @@
 """Derivatives against closed forms and against nested torch.func; a Field reads like the paper."""
 
 import operator
-from itertools import permutations
+from itertools import permutations, product
 from math import pi
 
 import numpy as np
@@ -13,8 +13,8 @@ from torch import cos, exp, sin
 from torch.func import jacrev, vmap
 
 from pinnsketch import derivatives
-from pinnsketch.derivatives import Nested
-from pinnsketch.field import Field, FieldError, diff, div, grad, laplacian
+from pinnsketch.derivatives import Linked, Nested, degree, order_of, partials
+from pinnsketch.field import Field, FieldError, bilaplacian, diff, div, grad, laplacian
 from pinnsketch.network import MLP
 
 XYT = ("x", "y", "t")
@@ -26,8 +26,8 @@ def points(n=20, d=3, seed=0):
     return torch.rand(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
 
 
-def fields(forward, x, names="u", coordinates=XYT, **options):
-    engine = Nested(forward, x)
+def fields(forward, x, names="u", coordinates=XYT, engine=None, **options):
+    engine = engine or Nested(forward, x)
     return [Field(name, i, coordinates, engine, **options) for i, name in enumerate(names)], engine.columns
 
 
@@ -72,6 +72,9 @@ def test_operators_are_their_closed_forms():
     same(grad(u, "t", "x"), torch.cat([u.t, u.x], dim=1), **TIGHT)
     same(laplacian(u), -3 * sin(2 * x) * exp(y), **TIGHT)
     same(laplacian(u, "t"), 6 * x * t, **TIGHT)
+    same(bilaplacian(u), (16 - 2 * 4 + 1) * sin(2 * x) * exp(y), **TIGHT)
+    same(bilaplacian(u, "x"), u.xxxx, **TIGHT)
+    same(bilaplacian(u, "t", "x", "t"), 16 * sin(2 * x) * exp(y), **TIGHT)
     same(diff(u * v, x), u.x * v + u * v.x, **TIGHT)
     same(diff(u, x, t), u.xt, **TIGHT)
     same(diff(u.x, y), u.xy, **TIGHT)
@@ -113,7 +116,7 @@ def test_every_partial_derivative_of_a_network_equals_the_slow_one(seed, output,
     net, x = network(seed, activation=activation), points(5, seed=seed)
     engine = Nested(net, x)
     for order in orders:
-        found = engine.partial(output, tuple(order)) if order else engine.value(output)
+        found = engine.derivative(output, order_of(order))
         same(found, slow_partial(net, output, tuple(order), x), rtol=1e-9, atol=1e-10)
 
 
@@ -264,11 +267,88 @@ def test_coordinates_with_long_names_work_by_attribute_and_by_d():
     same(grad(u), torch.cat([u.r, u.theta], dim=1), **TIGHT)
 
 
-def test_what_a_residual_reads_is_noted_once_whatever_the_order():
+def linked(engine, x, names="u", **options):
     reads = set()
-    (u, v), _ = fields(wave, points(), "uv", reads=reads)
+    return *fields(None, x, names, engine=Linked(engine, x, reads), **options), reads
+
+
+def test_what_a_residual_reads_is_noted_once_whatever_the_order():
+    (u, v), _, reads = linked(Nested(wave, points()), points(), "uv")
     _ = u * u.x + u.yx + u.d("x", "y") + v.tt
-    assert reads == {("u", frozenset([o])) for o in ((), (0,), (0, 1))} | {("v", frozenset([(2, 2)]))}
+    assert reads == {(0, ()), (0, (0,)), (0, (0, 1)), (1, (2, 2))}
+
+
+def test_operators_are_noted_as_groups_and_the_partials_of_one_coordinate_as_such():
+    (u,), _, reads = linked(Nested(wave, points()), points())
+    _ = laplacian(u), laplacian(u, "y", "x"), laplacian(u, "t"), bilaplacian(u), bilaplacian(u, "y")
+    assert reads == {(0, order) for order in (((0, 1),), (2, 2), ((0, 1), (0, 1)), (1, 1, 1, 1))}
+
+
+def order_words(words):
+    return {order_of(map(XYT.index, word.strip("1"))) for word in words.split()}
+
+
+EXPRESSIONS = {
+    "diff": (lambda u, v, x, y, t: diff(u * u.x, x), order_words("1 x xx")),
+    "diff of diff": (lambda u, v, x, y, t: diff(y * u * diff(u**2, x), y), order_words("1 x y xy")),
+    "diff of a group": (lambda u, v, x, y, t: diff(laplacian(u), t, x), {((0, 1),), (2, (0, 1)), (0, 2, (0, 1))}),
+    "diff of a coordinate": (lambda u, v, x, y, t: diff(x * y, y) * u, order_words("1")),
+    "div": (lambda u, v, x, y, t: div((x * y + t) * grad(u, "x", "y"), x, y), order_words("x y xx yy")),
+    "div of components": (lambda u, v, x, y, t: div([(1 + u * u) * u.x, x * u.y], x, y), order_words("1 x y xx yy")),
+}
+
+
+@pytest.mark.parametrize(("expression", "orders"), EXPRESSIONS.values(), ids=EXPRESSIONS)
+def test_an_expression_reads_what_its_derivative_is_made_of_and_nothing_else(expression, orders):
+    (u, v), columns, reads = linked(Nested(wave, points()), points(), "uv")
+    expression(u, v, *columns)
+    assert reads == {(0, order) for order in orders}
+
+
+@pytest.mark.parametrize(
+    ("expression", "along"),
+    [(lambda u, x: u * u.xx, False), (lambda u, x: diff(u, x), True), (lambda u, x: diff(x * x, x), True)],
+)
+def test_links_tell_whether_anything_was_differentiated_along_the_points(expression, along):
+    (u,), (x, *_), _ = linked(Nested(wave, points()), points())
+    expression(u, x)
+    assert u._derivatives.differentiated == along
+
+
+def test_a_derivative_keeps_its_graph_when_a_reverse_pass_without_one_came_first():
+    net = network(0)
+    (u, _), (x, *_), _ = linked(Nested(net, points()), points(), "uv")
+    torch.autograd.grad(u.value.sum(), x, retain_graph=True)
+    assert torch.autograd.grad(u.x.square().sum(), net.layers[0].weight)[0].abs().max() > 0
+
+
+ORDERS = st.lists(st.integers(0, 3) | st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True).map(tuple), max_size=4)
+
+
+@given(parts=ORDERS, seed=st.randoms())
+def test_an_order_is_written_in_one_way_whatever_the_order_of_its_parts(parts, seed):
+    order = order_of(parts)
+    mixed = [part if isinstance(part, int) else tuple(seed.sample(part, len(part))) for part in seed.sample(parts, len(parts))]
+    assert order_of(order) == order_of(mixed) == order
+    assert all(isinstance(part, int) or len(part) > 1 for part in order)
+
+
+@given(parts=ORDERS)
+def test_an_order_stands_for_the_sum_over_all_choices_of_a_coordinate_from_each_group(parts):
+    choices = [[(part,)] if isinstance(part, int) else [(axis, axis) for axis in part] for part in parts]
+    slow = sorted(tuple(sorted(sum(choice, ()))) for choice in product(*choices))
+    assert sorted(partials(order_of(parts))) == slow
+    assert {len(axes) for axes in slow} == {degree(order_of(parts))}
+
+
+def test_orders_of_the_usual_operators():
+    assert order_of([]) == ()
+    assert order_of([1, 0, 1]) == (0, 1, 1)
+    assert order_of([(1, 0), 2]) == (2, (0, 1))
+    assert order_of([(1,), 0]) == (0, 1, 1)
+    assert partials(()) == [()]
+    assert sorted(partials(((0, 1), (0, 1)))) == [(0, 0, 0, 0), (0, 0, 1, 1), (0, 0, 1, 1), (1, 1, 1, 1)]
+    assert [degree(order) for order in ((), (0, 1), ((0, 1),), (0, (0, 1)), ((0, 1), (0, 1)))] == [0, 2, 2, 3, 4]
 
 
 def test_a_burgers_residual_of_an_exact_solution_vanishes():

@@ -19,7 +19,8 @@ PROBLEMS, CONFIGS = sorted((ROOT / "problems").glob("*.py")), sorted((ROOT / "co
 TIERS = [
     {"sketch", "derivatives", "jets", "geometry"},
     {"field", "points", "network"},
-    {"problem", "monitor", "methods"},
+    {"problem", "monitor", "methods", "compiled"},
+    {"trial", "gradient"},
     {"collocation", "health", "train", "checkpoint"},
     {"config"},
     {"library", "solution"},

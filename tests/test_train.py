@@ -5,8 +5,10 @@ import math
 import os
 import pickle
 import re
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from torch import nn
 from pinnsketch import checkpoint
 from pinnsketch.checkpoint import CheckpointError
 from pinnsketch.config import make_config
+from pinnsketch.gradient import Gradient
 from pinnsketch.library import load_problem, shipped
 from pinnsketch.methods import LBFGS, METHODS, Adam, Evaluation, Objective
 from pinnsketch.methods.lbfgs import Trial, strong_wolfe
@@ -52,7 +55,8 @@ class Point(nn.Module):
 
 
 def objective_of(function, point):
-    return Objective(list(point.parameters()), lambda: {"f": function(point.x)}, {"f": 1.0})
+    task = SimpleNamespace(weights={"f": 1.0}, losses=lambda point, batch: {"f": function(point.x)})
+    return Objective(list(point.parameters()), partial(Gradient(point, task), ()), ["f"])
 
 
 def quadratic(n=10, condition=50.0):

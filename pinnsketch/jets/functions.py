@@ -37,12 +37,12 @@ def sigmoid(v: Tensor, k: int) -> list[Tensor]:
 
 def sin(v: Tensor, k: int) -> list[Tensor]:
     s, c = torch.sin(v), torch.cos(v)
-    return [s, c, -s, -c, s, c][: k + 1]
+    return ([s, c, -s, -c] * (k // 4 + 1))[: k + 1]
 
 
 def cos(v: Tensor, k: int) -> list[Tensor]:
     s, c = torch.sin(v), torch.cos(v)
-    return [c, -s, -c, s, c, -s][: k + 1]
+    return ([c, -s, -c, s] * (k // 4 + 1))[: k + 1]
 
 
 def exp(v: Tensor, k: int) -> list[Tensor]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional
 
-from pinnsketch.derivatives import Wanted, layer_norm
+from pinnsketch.derivatives import Order, degree, layer_norm
 from pinnsketch.jets import functions
 from pinnsketch.jets.functions import Family
 from pinnsketch.jets.streams import Product, Streams
@@ -22,25 +23,46 @@ class NoRule(TypeError):
 
 
 @dataclass(frozen=True)
+class Use:
+    """One use of a weight: `y = x W^T + b`, the jets that went in and came out."""
+
+    weight: Tensor
+    bias: Tensor | None
+    x: Jet
+    y: Jet
+
+
+@dataclass(frozen=True)
 class Jet:
-    """A value `(n, ...)` and its derivative streams `(K, n, ...)`."""
+    """A value `(n, ...)` and its derivative streams `(K, n, ...)`, or `(K, 1, ...)` where all points have the same.
+
+    Args:
+        uses: where it is noted which weights the jet has met; None: nowhere.
+    """
 
     value: Tensor
     parts: Tensor
     streams: Streams
+    uses: list[Use] | None = None
 
     def like(self, value: Tensor, parts: Tensor) -> Jet:
-        return Jet(value, parts, self.streams)
+        return Jet(value, parts, self.streams, self.uses)
 
     @classmethod
-    def seed(cls, x: Tensor, streams: Streams) -> Jet:
+    def seed(cls, x: Tensor, streams: Streams, uses: list[Use] | None = None) -> Jet:
         """The coordinates `(n, d)` themselves: their first derivatives are unit vectors, all others zero."""
-        parts = x.new_zeros(len(streams), *x.shape)
-        for s, orders in enumerate(streams.wanted):
-            for order in orders:
-                if len(order) == 1:
-                    parts[s, :, order[0]] = 1
-        return cls(x, parts, streams)
+        d, first = x.shape[1], [order[0] for order in streams.orders if degree(order) == 1]
+        units = torch.eye(d, dtype=x.dtype, device=x.device).unbind()
+        rest = x.new_zeros(len(streams) - len(first), d)
+        parts = torch.cat([*(units[axis][None] for axis in first), rest])[:, None]  # type: ignore[index]
+        if uses is not None:  # each point needs its own
+            parts = parts.expand(len(streams), *x.shape)
+        return cls(x, parts, streams, uses)
+
+    @property
+    def whole(self) -> Tensor:
+        """The streams at every point, `(K, n, ...)`."""
+        return self.parts.expand(len(self.parts), *self.value.shape)
 
     @property
     def shape(self) -> torch.Size:
@@ -113,6 +135,8 @@ class Jet:
 
     def __getitem__(self, key: Any) -> Jet:
         keys = key if isinstance(key, tuple) else (key,)
+        if not (isinstance(keys[0], slice) and keys[0] == slice(None)) and not (keys[0] is Ellipsis and len(keys) <= self.ndim):
+            raise NoRule("no rule for choosing points")
         return self.like(self.value[keys], self.parts[(slice(None), *keys)])
 
 
@@ -125,51 +149,63 @@ class Elementwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, parts: Tensor, streams: Streams, derivatives: Family) -> Any:
         order = max((m for _, m in streams.terms), default=1)
-        f = derivatives(value, order + 1)
-        out = f[1] * parts
-        sums = {key: _sum(parts, products) for key, products in streams.terms.items()}
+        f, x = derivatives(value, order + 1), parts.unbind()
+        sums = {key: _sum(x, products) for key, products in streams.terms.items()}
+        rows = Rows(f[1] * parts)
         for (s, m), total in sums.items():
-            out[s].addcmul_(f[m], total)
-        ctx.streams, ctx.f, ctx.sums = streams, [None, *f[1:]], sums  # an output kept here would keep itself alive
-        ctx.save_for_backward(parts)
-        return f[0], out
+            rows.add(s, f[m], total)
+        ctx.streams, ctx.keys, ctx.order = streams, tuple(sums), order
+        ctx.save_for_backward(parts, *f[1:], *sums.values())
+        return f[0], rows.stack()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g_value: Tensor, g: Tensor) -> Any:
-        (parts,) = ctx.saved_tensors
-        f, streams = ctx.f, ctx.streams
-        inner = g[0] * parts[0]
-        for g_s, part in zip(g[1:], parts[1:], strict=True):
-            inner.addcmul_(g_s, part)
-        to_value = inner.mul_(f[2]).addcmul_(g_value, f[1])
-        to_parts = f[1] * g
-        for (s, m), total in ctx.sums.items():
-            to_value.addcmul_(f[m + 1] * g[s], total)
-            weight = f[m] * g[s]
+        parts, *saved = ctx.saved_tensors
+        f, sums, streams = [None, *saved[: ctx.order + 1]], saved[ctx.order + 1 :], ctx.streams
+        x, y = parts.unbind(), g.unbind()
+        inner = Rows((y[0] * x[0])[None])
+        for g_s, x_s in zip(y[1:], x[1:], strict=True):
+            inner.add(0, g_s, x_s)
+        to_value, to_parts = Rows((g_value * f[1])[None]), Rows(f[1] * g)
+        to_value.add(0, f[2], inner.rows[0])
+        for (s, m), total in zip(ctx.keys, sums, strict=True):
+            to_value.add(0, f[m + 1] * y[s], total)
+            weight = f[m] * y[s]
             for target, products in streams.slopes[s, m].items():
-                if len(products) == 1 and len(products[0][1]) == 1:
-                    c, (other,) = products[0]
-                    to_parts[target].addcmul_(weight, parts[other], value=c)
-                else:
-                    to_parts[target].addcmul_(weight, _sum(parts, products))
-        return to_value, to_parts, None, None
+                c, factors = products[0]
+                single = len(products) == 1 and len(factors) == 1
+                to_parts.add(target, weight, x[factors[0]] if single else _sum(x, products), c if single else 1)
+        found = to_parts.stack()
+        return to_value.rows[0], found if parts.shape[1] == found.shape[1] else found.sum(1, keepdim=True), None, None
 
 
-def _sum(parts: Tensor, products: list[Product]) -> Tensor:
+class Rows:
+    """Rows that sums are added to: in place, or, where the steps are being recorded for a compiler, which fuses them, not."""
+
+    def __init__(self, stacked: Tensor) -> None:
+        self.rows, self._stacked, self._recorded = list(stacked.unbind()), stacked, get_proxy_mode() is not None
+
+    def add(self, s: int, a: Tensor, b: Tensor, c: float = 1) -> None:
+        self.rows[s] = torch.addcmul(self.rows[s], a, b, value=c) if self._recorded else self.rows[s].addcmul_(a, b, value=c)
+
+    def stack(self) -> Tensor:
+        return torch.stack(self.rows) if self._recorded else self._stacked
+
+
+def _sum(x: Sequence[Tensor], products: list[Product]) -> Tensor:
     """The sum of c times the product of streams."""
-    total: Tensor | None = None
+    rows: Rows | None = None
     for c, (first, *rest) in products:
-        right = parts[rest[0]] if rest else None
+        right = torch.full((), 1.0, dtype=x[0].dtype, device=x[0].device) if not rest else x[rest[0]]
         for factor in rest[1:]:
-            right = right * parts[factor]  # type: ignore[operator]
-        if total is None:
-            total = parts[first] * (c if right is None else right)
-            total = total if right is None or c == 1 else total.mul_(c)
+            right = right * x[factor]
+        if rows is None:
+            rows = Rows((x[first] * right * c if c != 1 else x[first] * right)[None])
         else:
-            total = total.add_(parts[first], alpha=c) if right is None else total.addcmul_(parts[first], right, value=c)
-    assert total is not None
-    return total
+            rows.add(0, x[first], right, c)
+    assert rows is not None
+    return rows.rows[0]
 
 
 DEFAULTS = (False, "none", 1, 20)
@@ -183,6 +219,8 @@ def elementwise(derivatives: Family) -> Callable[..., Jet]:
         given = [*args, *kwargs.values()]
         if any(option not in DEFAULTS for option in given):
             raise NoRule(f"no rule with the options {given}")
+        if not len(x.streams):
+            return x.like(derivatives(x.value, 0)[0], x.parts)
         value, parts = Elementwise.apply(x.value, x.parts, x.streams, derivatives)
         return x.like(value, parts)
 
@@ -190,30 +228,46 @@ def elementwise(derivatives: Family) -> Callable[..., Jet]:
 
 
 def linear(x: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
-    return x.like(functional.linear(x.value, weight, bias), functional.linear(x.parts, weight))
+    y = x.like(functional.linear(x.value, weight, bias), functional.linear(x.parts, weight))
+    if x.uses is not None:
+        x.uses.append(Use(weight, bias, x, y))
+    return y
 
 
 def add(x: Any, y: Any, alpha: float = 1) -> Jet:
     if isinstance(x, Jet) and isinstance(y, Jet):
-        return x.like(x.value + alpha * y.value, x.parts + alpha * y.parts)
+        return x.like(x.value + alpha * y.value, x.whole + alpha * y.whole)
     if isinstance(x, Jet):
         value = x.value + alpha * y
-        return x.like(value, x.parts.expand(len(x.parts), *value.shape))
+        return x.like(value, x.parts if value.shape == x.shape else x.whole.expand(len(x.parts), *value.shape))
     return add(alpha * y, x)
+
+
+def bilinear(x: Any, y: Any, product: Callable[..., Tensor]) -> Jet:
+    """A product that is linear in each of two factors, one or both of them jets."""
+    if not isinstance(y, Jet):
+        return _each(lambda part: product(part, y), x)
+    if not isinstance(x, Jet):
+        return _each(lambda part: product(x, part), y)
+    value = product(x.value, y.value)
+    rows = [product(x.value, v) + product(u, y.value) for u, v in zip(x.whole, y.whole, strict=True)]
+    for s, i, j, c in x.streams.leibniz:
+        rows[s] = rows[s] + c * product(x.whole[i], y.whole[j])
+    return x.like(value, torch.stack(rows) if rows else value.new_zeros(0, *value.shape))
+
+
+def _each(function: Callable[[Tensor], Tensor], x: Jet) -> Jet:
+    """A linear function of a jet."""
+    value, rows = function(x.value), [function(part) for part in x.whole]
+    return x.like(value, torch.stack(rows) if rows else value.new_zeros(0, *value.shape))
 
 
 def multiply(x: Any, y: Any) -> Jet:
     if not isinstance(x, Jet):
         x, y = y, x
-    if not isinstance(y, Jet):
-        return x.like(x.value * y, x.parts * y)
-    parts = x.value * y.parts + x.parts * y.value
-    if x.streams.products:
-        rows = list(parts.unbind(0))
-        for s, i, j, c in x.streams.products:
-            rows[s] = rows[s] + c * x.parts[i] * y.parts[j]
-        parts = torch.stack(rows)
-    return x.like(x.value * y.value, parts)
+    if isinstance(y, Jet):
+        return bilinear(x, y, torch.mul)
+    return x.like(x.value * y, x.parts * y)
 
 
 def divide(x: Any, y: Any) -> Jet:
@@ -227,9 +281,31 @@ def power(x: Any, exponent: Any) -> Jet:
 
 
 def matmul(x: Any, y: Any) -> Jet:
-    if isinstance(x, Jet) and isinstance(y, Tensor):
-        return x.like(x.value @ y, x.parts @ y)
-    raise NoRule("no rule for a matrix product with a jet on its right")
+    if isinstance(y, Tensor) and y.ndim == 2:
+        return linear(x, y.T)
+    if isinstance(y, Jet) and y.ndim < 3:
+        raise NoRule("no rule for a matrix product that mixes points")
+    return bilinear(x, y, torch.matmul)
+
+
+def einsum(equation: str, *factors: Any) -> Jet:
+    found = [place for place, factor in enumerate(factors) if isinstance(factor, Jet)]
+    if len(found) > 2:
+        raise NoRule("no rule for einsum with more than two jets")
+    taken, _, given = equation.replace(" ", "").partition("->")
+    firsts = [part[:1] for part in taken.split(",")]
+    if not given[:1].isalpha() or any(firsts[place] != given[:1] for place in found):
+        raise NoRule("no rule for an einsum that mixes points")
+
+    def product(*jets: Tensor) -> Tensor:
+        filled = list(factors)
+        for place, jet in zip(found, jets, strict=True):
+            filled[place] = jet
+        return torch.einsum(equation, *filled)
+
+    if len(found) == 2:
+        return bilinear(factors[found[0]], factors[found[1]], product)
+    return _each(product, factors[found[0]])
 
 
 def cat(jets: Sequence[Any], dim: int = 0) -> Jet:
@@ -238,7 +314,7 @@ def cat(jets: Sequence[Any], dim: int = 0) -> Jet:
         raise NoRule("no rule for joining points")
     whole = [jet if isinstance(jet, Jet) else first.like(jet, jet.new_zeros(len(first.streams), *jet.shape)) for jet in jets]
     axis = dim % first.ndim
-    return first.like(torch.cat([j.value for j in whole], axis), torch.cat([j.parts for j in whole], axis + 1))
+    return first.like(torch.cat([j.value for j in whole], axis), torch.cat([j.whole for j in whole], axis + 1))
 
 
 def _along(function: Callable[..., Tensor]) -> Callable[..., Jet]:
@@ -258,7 +334,7 @@ def _reshape(x: Jet, *shape: Any) -> Jet:
     value = x.value.reshape(sizes)
     if value.shape[:1] != x.value.shape[:1]:
         raise NoRule("no rule for a shape that mixes points")
-    return x.like(value, x.parts.reshape(len(x.parts), *value.shape))
+    return x.like(value, x.whole.reshape(len(x.parts), *value.shape))
 
 
 RULES: dict[Any, Callable[..., Jet]] = {
@@ -288,6 +364,7 @@ RULES: dict[Any, Callable[..., Jet]] = {
     functional.linear: linear,
     functional.layer_norm: layer_norm,
     torch.cat: cat,
+    torch.einsum: einsum,
 }
 """One rule for each operation: it takes what the operation takes, a Jet among it, and gives a Jet."""
 
@@ -299,25 +376,28 @@ class Jets:
         forward: maps points `(n, d)` to outputs `(n, m)`, each row on its own, by operations that have a rule.
         x: the points `(n, d)`.
         streams: the derivatives that will be asked for.
+        uses: where it is noted which weights are used, for Jacobians; None: nowhere.
     """
 
-    def __init__(self, forward: Callable[[Any], Any], x: Tensor, streams: Streams) -> None:
+    def __init__(self, forward: Callable[[Any], Any], x: Tensor, streams: Streams, uses: list[Use] | None = None) -> None:
         self.columns = x.split(1, dim=1)
-        self._forward, self._x, self._streams = forward, x, streams
+        self._forward, self._x, self._streams, self._uses = forward, x, streams, uses
 
     @cached_property
     def _outputs(self) -> Jet:
-        if not len(self._streams):
+        if not len(self._streams) and self._uses is None:
             return Jet(self._forward(self._x), self._x.new_zeros(0), self._streams)
-        found = self._forward(Jet.seed(self._x, self._streams))
+        found = self._forward(Jet.seed(self._x, self._streams, self._uses))
         if not isinstance(found, Jet):
             raise NoRule("no rule that leads to the output")
         return found
 
-    def value(self, output: int) -> Tensor:
-        return self._outputs.value[:, output : output + 1]
-
-    def derivative(self, output: int, wanted: Wanted) -> Tensor:
-        if wanted not in self._streams.wanted:
+    def derivative(self, output: int, order: Order) -> Tensor:
+        if not order:
+            return self._outputs.value[:, output : output + 1]
+        if not self.knows(order):
             raise NoRule("a derivative that was not announced")
-        return self._outputs.parts[self._streams.place(wanted), :, output : output + 1]
+        return self._outputs.whole[self._streams.place(order), :, output : output + 1]
+
+    def knows(self, order: Order) -> bool:
+        return not order or order in self._streams.orders

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pinnsketch.methods.adam import Adam
 from pinnsketch.methods.lbfgs import LBFGS
-from pinnsketch.methods.method import Evaluation, Method, Objective
+from pinnsketch.methods.method import Evaluation, Method, Objective, Values
 
 METHODS: dict[str, type[Method]] = {"adam": Adam, "lbfgs": LBFGS}
 
-__all__ = ["LBFGS", "METHODS", "Adam", "Evaluation", "Method", "Objective"]
+__all__ = ["LBFGS", "METHODS", "Adam", "Evaluation", "Method", "Objective", "Values"]

@@ -17,13 +17,30 @@ class Adam:
     stalled = None
 
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self._adam = torch.optim.Adam(parameters, lr=lr, betas=betas)
+        device = parameters[0].device
+        on_gpu = device.type == "cuda"
+        size = torch.tensor(lr, device=device) if on_gpu else lr  # a tensor may change after a capture, as the step number does
+        self._adam = torch.optim.Adam(parameters, lr=size, betas=betas, fused=on_gpu, capturable=on_gpu)
+        self._taken = 0
+        self._graph: torch.cuda.CUDAGraph | None = None
 
     def step(self, objective: Objective) -> Evaluation:
         evaluation = objective()
         if evaluation.finite:
-            self._adam.step()
+            self._move(objective.static)
         return evaluation
+
+    def _move(self, static: bool) -> None:
+        """One update; from the third on replayed, where the gradient always lies in the same tensors."""
+        self._taken += 1
+        if static and self._graph is None and self._taken > 2:
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._adam.step()
+        if static and self._graph is not None:
+            self._graph.replay()
+        else:
+            self._adam.step()
 
     def state_dict(self) -> dict[str, Any]:
         return self._adam.state_dict()

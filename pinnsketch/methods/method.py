@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
 
 
@@ -26,32 +25,44 @@ class Evaluation:
     finite: bool
 
 
+class Values(NamedTuple):
+    """An evaluation where it was made, before anything is read back from there.
+
+    Args:
+        numbers: `(1 + terms + gradients,)`: the loss, each term's, and the sum of each gradient that there is.
+        gradient: of the loss by each parameter, None where it does not depend on it.
+        static: whether each evaluation writes to these very tensors.
+    """
+
+    numbers: Tensor
+    gradient: list[Tensor | None]
+    static: bool = False
+
+
 class Objective:
     """The loss of a model on a batch, as a function of the parameters as they are; evaluating it sets `p.grad`.
 
     Args:
         parameters: what trains.
-        losses: evaluates each term's loss, scalars with a graph to the parameters.
-        weights: the factor of each term.
+        evaluate: gives the present values.
+        terms: names of the losses.
     """
 
-    def __init__(
-        self, parameters: Sequence[nn.Parameter], losses: Callable[[], Mapping[str, Tensor]], weights: Mapping[str, float]
-    ) -> None:
-        self._parameters, self._losses, self._weights = parameters, losses, weights
+    def __init__(self, parameters: Sequence[nn.Parameter], evaluate: Callable[[], Values], terms: Sequence[str]) -> None:
+        self._parameters, self._evaluate, self._terms = parameters, evaluate, terms
         self.fresh = True
         """Whether the points have changed since a method last cleared this: values kept from before are out of date."""
+        self.static = False
+        """Whether each evaluation writes the gradient to the same tensors, as a CUDA graph does."""
 
     def __call__(self) -> Evaluation:
-        losses = self._losses()
-        loss = sum((self._weights[name] * value for name, value in losses.items()), torch.zeros(()))
-        # Differentiating with respect to the parameters alone spares the gradient of the collocation points.
-        gradient = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        for p, g in zip(self._parameters, gradient, strict=True):
+        values = self._evaluate()
+        self.static = values.static
+        for p, g in zip(self._parameters, values.gradient, strict=True):
             p.grad = g
-        values = torch.stack([loss.detach(), *(g.sum() for g in gradient if g is not None), *losses.values()]).tolist()
-        finite = all(map(isfinite, values))
-        return Evaluation(values[0], dict(zip(losses, values[-len(losses) :], strict=True)), finite)
+        loss, *numbers = values.numbers.tolist()
+        losses = dict(zip(self._terms, numbers, strict=False))
+        return Evaluation(loss, losses, all(map(isfinite, (loss, *numbers))))
 
 
 class Method(Protocol):

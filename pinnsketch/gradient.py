@@ -1,0 +1,93 @@
+"""Gradient: the losses of a model on a batch and the gradient of their sum, compiled or captured where it pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pinnsketch.compiled import CannotCompile, Captured, compile_function, shape_of
+from pinnsketch.methods import Values
+
+PAYS = 2e11
+"""Bytes kept for reverse passes in a whole run above which compiling, some ten seconds of work, saves more than it costs."""
+Piece = tuple[Tensor, list[Tensor | None]]
+"""The losses of a piece of a batch, in the order of the weights, and the gradient of their weighted sum."""
+
+
+class Gradient:
+    """The losses of a model on a batch, and the gradient of their weighted sum: call it with a batch.
+
+    Args:
+        model: its parameters that require a gradient are differentiated.
+        task: gives losses and weights.
+        compile: True: fused by torch.compile; "auto": where the work of `steps` evaluations repays that. On a GPU, unless
+            False, an evaluation is replayed as one CUDA graph.
+        steps: about how many evaluations there will be.
+
+    Attributes:
+        notes: why it is not compiled or captured as asked, a sentence each.
+    """
+
+    def __init__(self, model: nn.Module, task: Any, compile: bool | str = False, steps: int = 0) -> None:
+        self.notes: list[str] = []
+        self._model, self._task, self._steps = model, task, steps
+        self._pieces = getattr(task, "pieces", lambda model, batch: [batch])
+        self._saved = getattr(task, "saved", lambda model, piece: 0)
+        self._fuse, self._capture = compile, compile is not False and _is_on_gpu(model)
+        self._ready: dict[Any, Callable[[Any], Piece]] = {}
+        self._captured: Captured | None = None
+
+    def __call__(self, batch: Any) -> Values:
+        if self._capture and self._captured is None:
+            try:
+                self._captured = Captured(self._evaluate, batch)
+            except CannotCompile as error:
+                self._capture = False
+                self.notes.append(f"Kernels are launched one by one, which is slower: no CUDA graph ({error}).")
+        return self._captured(batch)._replace(static=True) if self._captured else self._evaluate(batch)
+
+    def _evaluate(self, batch: Any) -> Values:
+        losses, gradient = None, list[Tensor | None]()
+        for piece in self._pieces(self._model, batch):
+            found, slopes = self._function(piece)(piece)
+            losses = found if losses is None else losses + found
+            gradient = [_sum(a, b) for a, b in zip(gradient or [None] * len(slopes), slopes, strict=True)]
+        assert losses is not None
+        factors = self._task.weights.values()
+        loss = sum((factor * value for factor, value in zip(factors, losses, strict=True)), losses.new_zeros(()))
+        return Values(torch.stack([loss, *losses, *(g.sum().to(loss.dtype) for g in gradient if g is not None)]), gradient)
+
+    def _function(self, piece: Any) -> Callable[[Any], Piece]:
+        if not (self._fuse is True or (self._fuse == "auto" and self._pays(piece))):
+            return lambda piece: self._of(self._model, piece)
+        shape = shape_of(piece)
+        if shape not in self._ready:
+            try:
+                self._ready[shape] = compile_function(self._of, self._model, piece)
+            except CannotCompile as error:
+                self._fuse = False
+                self.notes.append(f"Operations are run one by one, which is slower: not compiled ({error}).")
+                return self._function(piece)
+        return self._ready[shape]
+
+    def _pays(self, piece: Any) -> bool:
+        return self._saved(self._model, piece) * self._steps > PAYS
+
+    def _of(self, model: nn.Module, piece: Any) -> Piece:
+        losses, weights = self._task.losses(model, piece), self._task.weights
+        loss = sum((weights[name] * value for name, value in losses.items()), torch.zeros(()))
+        # Differentiating with respect to the parameters alone spares the gradient of the collocation points.
+        gradient = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+        zero = torch.zeros_like(next(iter(losses.values())))
+        return torch.stack([losses.get(name, zero) for name in weights]).detach(), list(gradient)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _is_on_gpu(model: nn.Module) -> bool:
+    return any(p.is_cuda for p in model.parameters())

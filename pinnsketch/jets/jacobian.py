@@ -1,0 +1,188 @@
+"""Jacobian: the derivative of residuals at points by the parameters of a network, kept as outer products.
+
+What a linear layer's weight W does to a residual r_n at point n passes through y_s = W x_s, s over the value and derivative
+streams, so that dr_n/dW = sum_s g_sn x_sn^T with g_sn = dr_n/dy_sn. One reverse pass gives all g; J v, J^T w, J J^T and the
+norm of each row then need no row itself: |dr_n/dW|^2 = <X_n X_n^T, G_n G_n^T> with one channel for each stream (channel Gram).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pinnsketch.jets.jet import Use
+
+PASSES = 100
+"""What an entrywise pass over a matrix costs, in multiplications and additions for each entry."""
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Rows `sum_s g[s, c, n] x[s, n]^T` by one parameter `(o, i)`, for c residuals at n points.
+
+    Args:
+        x: what went into the parameter, `(S, n, i)`.
+        g: derivatives of the residuals by what came out, `(S, c, n, o)`.
+    """
+
+    x: Tensor
+    g: Tensor
+
+    def rows(self) -> Tensor:
+        """`(c n, o i)`."""
+        return torch.einsum("scno,sni->cnoi", self.g, self.x).flatten(2).flatten(0, 1)
+
+    def times(self, v: Tensor) -> Tensor:
+        """The rows times a change `(o i,)` of the parameter, `(c n,)`."""
+        y = self.x @ v.view(self.g.shape[-1], self.x.shape[-1]).T
+        return torch.einsum("scno,sno->cn", self.g, y).flatten()
+
+    def transposed(self, w: Tensor) -> Tensor:
+        """The sum of the rows with weights `(c n,)`, `(o i,)`."""
+        g = torch.einsum("cn,scno->sno", w.view(self.g.shape[1:3]), self.g)
+        return torch.einsum("sno,sni->oi", g, self.x).flatten()
+
+    def gram(self, other: Outer) -> Tensor:
+        """Inner products with another's rows, `(c n, c' n')`, by channels or by rows, whichever moves fewer numbers."""
+        (s, c, n, o), (t, c2, n2, _), i = self.g.shape, other.g.shape, self.x.shape[-1]
+        if s * t * (o + i + PASSES) > o * i:
+            return self.rows() @ other.rows().T
+        found = self.g.new_zeros(c, n, c2, n2)
+        for k in range(s):
+            for m in range(t):
+                inputs = self.x[k] @ other.x[m].T
+                found.addcmul_(torch.einsum("cno,dmo->cndm", self.g[k], other.g[m]), inputs[None, :, None])
+        return found.reshape(c * n, c2 * n2)
+
+    def squares(self) -> Tensor:
+        """The squared norm of each row, `(c n,)`, by the channel-Gram identity."""
+        inputs = torch.einsum("sni,tni->stn", self.x, self.x)
+        return torch.einsum("scno,tcno,stn->cn", self.g, self.g, inputs).flatten()
+
+    def join(self, other: Outer) -> Outer:
+        """The same parameter used twice."""
+        return Outer(torch.cat([self.x, other.x]), torch.cat([self.g, other.g]))
+
+
+class Jacobian:
+    """The derivative of N residuals by P parameters, `(N, P)`, as a linear map.
+
+    Args:
+        blocks: the residuals that share points, in order; in each, by number of the parameter, its outer products.
+        shapes: of the parameters, in the order of their entries in a vector.
+    """
+
+    def __init__(self, blocks: Sequence[Mapping[int, Outer]], shapes: Sequence[torch.Size]) -> None:
+        self._blocks, self._shapes = list(blocks), list(shapes)
+        self._rows = [next(iter(block.values())).g.shape[1:3].numel() for block in blocks]
+        self._sizes = [shape.numel() for shape in shapes]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(self._rows), sum(self._sizes)
+
+    def dense(self) -> Tensor:
+        """All entries, `(N, P)`."""
+        return torch.cat(
+            [
+                torch.cat([block[k].rows() if k in block else self._zeros(n, size) for k, size in enumerate(self._sizes)], 1)
+                for n, block in zip(self._rows, self._blocks, strict=True)
+            ]
+        )
+
+    def times(self, v: Tensor) -> Tensor:
+        """J v, `(N,)`, for a change v `(P,)` of the parameters."""
+        parts = v.split(self._sizes)
+        return torch.cat([_total(outer.times(parts[k]) for k, outer in block.items()) for block in self._blocks])
+
+    def transposed(self, w: Tensor) -> Tensor:
+        """J^T w, `(P,)`, for weights w `(N,)` of the residuals."""
+        found = [self._zeros(size) for size in self._sizes]
+        for block, part in zip(self._blocks, w.split(self._rows), strict=True):
+            for k, outer in block.items():
+                found[k] = found[k] + outer.transposed(part)
+        return torch.cat(found)
+
+    def gram(self) -> Tensor:
+        """J J^T, `(N, N)`."""
+        return torch.cat([torch.cat([self._inner(a, b) for b in self._blocks], 1) for a in self._blocks])
+
+    def norms(self) -> Tensor:
+        """The norm of each row, `(N,)`: of the gradient of each residual."""
+        return torch.cat([_total(outer.squares() for outer in block.values()) for block in self._blocks]).sqrt()
+
+    def _inner(self, a: Mapping[int, Outer], b: Mapping[int, Outer]) -> Tensor:
+        n, m = (next(iter(block.values())).g.shape[1:3].numel() for block in (a, b))
+        return _total([self._zeros(n, m), *(a[k].gram(b[k]) for k in a.keys() & b.keys())])
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return next(iter(self._blocks[0].values())).g.new_zeros(shape)
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    first, *rest = parts
+    return sum(rest, first)
+
+
+def by_uses(columns: Tensor, uses: Sequence[Use], parameters: Sequence[nn.Parameter]) -> dict[int, Outer]:
+    """The outer products of residuals `(n, c)`, by number of the parameter, from the uses that a forward pass noted.
+
+    Parameters that the pass did not meet in a linear layer are taken to act on the residual directly, each as a number that is
+    the same for all points.
+    """
+    n = len(columns)
+    ends = [end for use in uses for end in (use.y.value, use.y.parts)]
+    slopes = [_gradient(column, ends) for column in columns.unbind(1)]
+    found: dict[int, Outer] = {}
+    place = {id(p): k for k, p in enumerate(parameters)}
+
+    def note(parameter: Tensor | None, outer: Outer) -> None:
+        k = place.get(id(parameter))
+        if k is not None:
+            found[k] = found[k].join(outer) if k in found else outer
+
+    ones = columns.new_ones(1, n, 1)
+    for u, use in enumerate(uses):
+        value = torch.stack([slope[2 * u] for slope in slopes])[None]
+        parts = torch.stack([slope[2 * u + 1] for slope in slopes], dim=1)
+        x = torch.cat([use.x.value[None], use.x.whole]).detach()
+        note(use.weight, Outer(x, torch.cat([value, parts])))
+        note(use.bias, Outer(ones, value))
+    for k, parameter in enumerate(parameters):
+        if k not in found:
+            rows = _direct(columns, parameter)
+            if rows is not None:
+                found[k] = Outer(ones, rows[None])
+    return found
+
+
+def by_rows(columns: Tensor, parameters: Sequence[nn.Parameter]) -> dict[int, Outer]:
+    """The same by one reverse pass for each residual at each point: for any network, and slow."""
+    n, c = columns.shape
+    each = torch.eye(n * c, dtype=columns.dtype, device=columns.device).view(n * c, c, n).transpose(1, 2)
+    gradients = torch.autograd.grad(columns, parameters, each, is_grads_batched=True, allow_unused=True)
+    ones = columns.new_ones(1, n, 1)
+    return {k: Outer(ones, g.reshape(1, c, n, -1)) for k, g in enumerate(gradients) if g is not None}
+
+
+def _gradient(column: Tensor, ends: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    found = torch.autograd.grad(column.sum(), ends, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return tuple(g.detach() for g in found)
+
+
+def _direct(columns: Tensor, parameter: nn.Parameter) -> Tensor | None:
+    """Rows `(c, n, k)` by a parameter that acts on all points alike: d(w^T dr/dp)/dw."""
+    rows = []
+    for column in columns.unbind(1):
+        w = torch.ones_like(column, requires_grad=True)
+        (slope,) = torch.autograd.grad(column, parameter, w, retain_graph=True, create_graph=True, allow_unused=True)
+        if slope is None:
+            rows.append(column.new_zeros(len(column), parameter.numel()))
+            continue
+        entries = [torch.autograd.grad(entry, w, retain_graph=True)[0] for entry in slope.flatten()]
+        rows.append(torch.stack(entries, dim=1))
+    found = torch.stack(rows).detach()
+    return found if bool(found.any()) else None

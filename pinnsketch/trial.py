@@ -1,0 +1,48 @@
+"""Trial: the network of the unknown functions together with the unknown coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pinnsketch.problem import ProblemError, Unknown
+
+
+class Trial(nn.Module):
+    """A trial solution: the network of the unknown functions, and the unknown coefficients.
+
+    Args:
+        network: maps points `(n, d)` to values `(n, m)`, one column for each unknown.
+        coefficients: the coefficients that train.
+    """
+
+    def __init__(self, network: nn.Module, coefficients: Mapping[str, Unknown] | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self._positive = {name: unknown.positive for name, unknown in (coefficients or {}).items()}
+        reference = next(network.parameters(), None)
+        if reference is None:
+            raise ProblemError("The network has no parameters: there is nothing to train.")
+        self.raw = nn.ParameterDict()
+        for name, unknown in (coefficients or {}).items():
+            initial = torch.tensor(float(unknown.initial), dtype=reference.dtype, device=reference.device)
+            self.raw[name] = nn.Parameter(initial.log() if unknown.positive else initial)
+
+    @property
+    def coefficients(self) -> dict[str, Tensor]:
+        """Present values of the unknown coefficients, each a scalar."""
+        return {name: raw.exp() if self._positive[name] else raw for name, raw in self.raw.items()}
+
+    def values(self) -> dict[str, float]:
+        """Present values of the unknown coefficients, as numbers."""
+        return {name: float(value.detach()) for name, value in self.coefficients.items()}
+
+    def fix(self, name: str, value: float) -> None:
+        """Add a coefficient that is known, and trains no more."""
+        self._positive[name] = False
+        self.raw[name] = nn.Parameter(torch.tensor(value, dtype=torch.float64), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
