@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import RESULTS, Row, arguments, write
+from harness import RESULTS, Row, parser, write
 
 from pinnsketch.library import find_config, find_problem, load_problem, names
 from pinnsketch.run import Run
@@ -197,7 +197,7 @@ def figure(curves: dict[str, Any], out: Path) -> None:
 
 
 def main() -> None:
-    given = arguments("first_run", __doc__ or "")
+    given = parser("first_run", __doc__ or "").parse_args()
     rows: list[Row] = []
     times = start_up(2 if given.quick else 5)
     median = statistics.median(times)

@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,17 +29,37 @@ class Row:
     peer: str | None = None
 
 
-def arguments(name: str, description: str) -> argparse.Namespace:
+def parser(name: str, description: str) -> argparse.ArgumentParser:
     """The command line of a benchmark: `--quick`, and `--out` for the JSON file."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="end within a minute, leaving most of it out")
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
-    return parser.parse_args()
+    found = argparse.ArgumentParser(description=description)
+    found.add_argument("--quick", action="store_true", help="end within a minute, leaving most of it out")
+    found.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
+    return found
+
+
+def turns(steps: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:
+    """Seconds of each step in each round: the last of three calls, which the one before it has no part in.
+
+    The order is reversed from round to round; a first round is left out.
+    """
+    took: list[list[float]] = [[] for _ in steps]
+    for turn in range(rounds + 1):
+        order = range(len(steps)) if turn % 2 else reversed(range(len(steps)))
+        for i in order:
+            for _ in range(3):
+                began = time.perf_counter()
+                steps[i]()
+                last = time.perf_counter() - began
+            took[i].append(last)
+    return [times[1:] for times in took]
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, and memory."""
-    return {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform()}
+    """Processor, cores, system, and GPU."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": _processor(), "cores": os.cpu_count(), "system": platform.platform(), "gpu": gpu}
 
 
 def _processor() -> str:

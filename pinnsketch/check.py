@@ -30,6 +30,9 @@ class TermCheck:
         reads: what it reads of the unknowns, as in `u.xx`.
         residual: the largest residual of the exact solution, or None where none is known.
         scale: the largest quantity that the residual is made of, or None.
+        streams: what one forward pass carries, the value and its derivatives; None where differentiation is nested.
+        passes: through the network, forward and back, for all terms on these points together.
+        saved: bytes that a point keeps for the reverse pass, for these terms together.
         verdict: "vanishes", "does not vanish", "measured" (data are not expected to fit exactly) or "no exact solution".
     """
 
@@ -39,6 +42,9 @@ class TermCheck:
     reads: tuple[str, ...]
     residual: float | None
     scale: float | None
+    streams: int | None
+    passes: int
+    saved: int
     verdict: str
 
     @property
@@ -60,34 +66,36 @@ def check(problem: Problem, **points: Any) -> tuple[list[TermCheck], list[str]]:
     """
     task = Collocation(problem, **points)
     network = MLP(torch.tensor(problem.domain.bounds), len(problem.unknowns), generator=torch.Generator().manual_seed(0))
-    warnings = task.check(Trial(network, problem.coefficients))
+    trial = Trial(network, problem.coefficients)
+    warnings = task.check(trial)
     known = set(task.known) == set(problem.unknowns)
     found = {}
     for block in task.batch():
         for name in block.terms:
-            found[name] = _check_term(task, name, block, network, known)
+            found[name] = _check_term(task, name, block, trial, known)
             warnings += _hints(task, name, block, network)
     return [found[name] for name in problem.terms], warnings
 
 
-def _check_term(task: Collocation, name: str, block: Block, network: MLP, known: bool) -> TermCheck:
-    problem = task.problem
+def _check_term(task: Collocation, name: str, block: Block, trial: Trial, known: bool) -> TermCheck:
+    problem, plan = task.problem, task.plan(trial, block)
+    cost = (None if plan.streams is None else 1 + len(plan.streams), plan.passes, plan.saved)
     where = problem.terms[name].where
 
     def exact(x: Tensor) -> Tensor:
         return torch.cat([task.exact(unknown, x) for unknown in problem.unknowns], dim=1)
 
-    reads, names = _read(task, exact if known else network, block)
+    reads, names = _read(task, exact if known else trial.network, block)
     residual = task.evaluate(name, names, len(block.x)).detach()
     words = tuple(sorted(_words(problem.unknowns[output], order, problem.coordinates) for output, order in reads))
     text = str(where) if isinstance(where, Data) else where.name
     if not known:
-        return TermCheck(name, text, len(block.x), words, None, None, "no exact solution")
+        return TermCheck(name, text, len(block.x), words, None, None, *cost, "no exact solution")
     require_finite(f"Term {name!r}: its residual", residual, block.x, problem.coordinates, "for the exact solution")
     scale = max([1.0, *(_size(names[problem.unknowns[output]], order) for output, order in reads.copy())])
     size = float(residual.abs().max())
     verdict = "measured" if isinstance(where, Data) else "vanishes" if size <= TOLERANCE * scale else "does not vanish"
-    return TermCheck(name, text, len(block.x), words, size, scale, verdict)
+    return TermCheck(name, text, len(block.x), words, size, scale, *cost, verdict)
 
 
 def _hints(task: Collocation, name: str, block: Block, network: MLP) -> list[str]:

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from math import hypot, inf
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pinnsketch.derivatives import Derivatives, Linked, Nested, Order
+from pinnsketch.derivatives import Derivatives, Linked, Nested, Order, Widened
 from pinnsketch.field import Field, FieldError
 from pinnsketch.geometry.shape import Region
 from pinnsketch.jets import Jacobian, Jets, NoRule, Outer, Streams, Use, by_rows, by_uses
@@ -78,6 +78,7 @@ class Plan:
         apart: whether each point's residual depends on that point alone.
         saved: bytes that a point keeps for the reverse pass.
         why: no forward pass is used, or "".
+        passes: through the network, or back through it.
         rows: whether that pass gives rows of the Jacobian; None: not known yet.
     """
 
@@ -86,6 +87,7 @@ class Plan:
     apart: bool = False
     saved: int = 0
     why: str = ""
+    passes: int = 1
     rows: bool | None = None
 
 
@@ -157,15 +159,22 @@ class Collocation:
         """Each term's residual at its points, `(n, k)`."""
         found: dict[str, Tensor] = {}
         for block in batch:
-            plan = self.plan(trial, block)
-            try:
-                found |= self._residuals(trial, block, plan)
-            except (NoRule, ProblemError) as error:  # perhaps it reads what it did not read when it was traced
-                if plan.streams is None:
-                    raise
-                self._plans[trial][block.terms] = Plan(why=str(error))
-                found |= self._residuals(trial, block, Plan())
+            found |= self._planned(trial, block, partial(self._residuals, trial, block))
         return {term: found[term] for term in self.problem.terms if term in found}
+
+    def _planned(self, trial: Trial, block: Block, evaluate: Callable[[Plan], Any]) -> Any:
+        """Evaluate by the block's plan, or nested if the residuals read what they did not read when they were traced."""
+        plan = self.plan(trial, block)
+        try:
+            return evaluate(plan)
+        except (NoRule, ProblemError) as error:
+            if plan.streams is None:
+                raise
+            nested = replace(plan, streams=None, linked=False, rows=False, why=str(error))
+            found = evaluate(nested)
+            self._plans[trial][block.terms] = nested
+            self._say_why(block, nested)
+            return found
 
     def linearize(self, trial: Trial, batch: tuple[Block, ...]) -> tuple[Tensor, Jacobian]:
         """Residuals r `(N,)`, scaled so that the weighted loss is their sum of squares, and their Jacobian `(N, P)`.
@@ -176,11 +185,12 @@ class Collocation:
             ProblemError: if a residual mixes points: it has no row for each.
         """
         parameters = [p for p in trial.parameters() if p.requires_grad]
-        found = [self._linearize(trial, block, parameters) for block in batch]
-        return torch.cat([r for r, _ in found]), Jacobian([rows for _, rows in found], [p.shape for p in parameters])
+        found = [self._planned(trial, block, partial(self._linearize, trial, block, parameters)) for block in batch]
+        return torch.cat([r for r, _ in found]), Jacobian(found, [p.shape for p in parameters])
 
-    def _linearize(self, trial: Trial, block: Block, parameters: list[nn.Parameter]) -> tuple[Tensor, dict[int, Outer]]:
-        plan = self.plan(trial, block)
+    def _linearize(
+        self, trial: Trial, block: Block, parameters: list[nn.Parameter], plan: Plan
+    ) -> tuple[Tensor, dict[int, Outer]]:
         if not plan.apart:
             raise ProblemError(f"Terms {', '.join(block.terms)}: a residual mixes points, so it has no Jacobian row for each.")
         if plan.rows is None:
@@ -197,13 +207,14 @@ class Collocation:
             return False
         try:
             uses: list[Use] = []
-            columns = self._scaled(few, self._residuals(trial, few, plan, uses))
+            columns = torch.cat([*self._residuals(trial, few, plan, uses).values()], dim=1)
             w = torch.linspace(1, 2, columns.numel(), **self._to).view_as(columns)
             expected = torch.autograd.grad(columns, parameters, w, retain_graph=True, allow_unused=True, materialize_grads=True)
-            found = Jacobian([by_uses(columns, uses, parameters)], [p.shape for p in parameters]).transposed(w.T.flatten())
+            rows = by_uses(columns, uses, parameters)
+            found = Jacobian([(columns.T.flatten(), rows)], [p.shape for p in parameters]).transposed(w.T.flatten())
         except (NoRule, RuntimeError):
             return False
-        return _agree(found, torch.cat([g.flatten() for g in expected]))
+        return _agree(found, torch.cat([g.flatten() for g in expected]), trial.dtype)
 
     def _scaled(self, block: Block, residuals: Mapping[str, Tensor]) -> Tensor:
         """All residuals of a block side by side `(n, c)`, scaled so that the loss is their sum of squares."""
@@ -211,10 +222,14 @@ class Collocation:
         return torch.cat([factor[name] * r for name, r in residuals.items()], dim=1)
 
     def _residuals(self, trial: Trial, block: Block, plan: Plan, uses: list[Use] | None = None) -> dict[str, Tensor]:
-        derivatives: Derivatives = Nested(trial.network, block.x)
-        if plan.streams is not None:
-            derivatives = Jets(trial.network, block.x, plan.streams, uses)
-            derivatives = Linked(derivatives, block.x) if plan.linked else derivatives
+        x = block.x.to(trial.dtype)
+        derivatives: Derivatives = (
+            Nested(trial.network, x) if plan.streams is None else Jets(trial.network, x, plan.streams, uses)
+        )
+        if trial.dtype != block.x.dtype:
+            derivatives = Widened(derivatives, block.x)
+        if plan.linked or (plan.streams is None and trial.dtype != block.x.dtype):
+            derivatives = Linked(derivatives, block.x)
         return self._evaluate_all(trial, block, derivatives)
 
     def _evaluate_all(self, trial: Trial, block: Block, derivatives: Derivatives) -> dict[str, Tensor]:
@@ -226,10 +241,13 @@ class Collocation:
         plans = self._plans.setdefault(trial, {})
         if block.terms not in plans:
             plan = plans[block.terms] = self._trace(trial, block)
-            if plan.why:
-                terms = ", ".join(block.terms)
-                self.notes.append(f"{terms}: derivatives by nested differentiation, which is slower ({plan.why}).")
+            self._say_why(block, plan)
         return plans[block.terms]
+
+    def _say_why(self, block: Block, plan: Plan) -> None:
+        if plan.why:
+            terms = ", ".join(block.terms)
+            self.notes.append(f"{terms}: derivatives by nested differentiation, which is slower ({plan.why}).")
 
     def _trace(self, trial: Trial, block: Block) -> Plan:
         """One forward pass is used only where it gives the residuals that nested differentiation gives."""
@@ -241,16 +259,18 @@ class Collocation:
             raise
         half = (len(few.x) + 1) // 2
         alone = self._residuals(trial, block.piece(0, half), Plan())
-        apart = all(_agree(alone[name], r[:half]) for name, r in slow.items())
+        apart = all(_agree(alone[name], r[:half], trial.dtype) for name, r in slow.items())
         try:
-            linked = Linked(Nested(trial.network, few.x), few.x, reads)
+            linked = Linked(Nested(trial.network, few.x.to(trial.dtype)), few.x, reads)
             self._evaluate_all(trial, few, linked)
             plan = Plan(Streams.of(order for _, order in reads), linked.differentiated, apart)
             fast, why = self._residuals(trial, few, plan), "the results differ"
         except Exception as error:
             plan, fast, why = Plan(apart=apart), {}, str(error)
-        if not all(name in fast and _agree(fast[name], r) for name, r in slow.items()):
-            plan = Plan(apart=apart, why=why)
+        if not all(name in fast and _agree(fast[name], r, trial.dtype) for name, r in slow.items()):
+            nested = Nested(trial.network, few.x.to(trial.dtype))
+            self._evaluate_all(trial, few, nested)
+            plan = Plan(apart=apart, why=why, passes=nested.passes)
         return replace(plan, saved=saved_bytes(lambda: self._residuals(trial, few, plan)) // len(few.x))
 
     def pieces(self, trial: Trial, batch: tuple[Block, ...]) -> list[tuple[Block, ...]]:
@@ -330,7 +350,7 @@ class Collocation:
             ProblemError: if a residual fails, has the wrong shape, or is not finite at some point; the message names it.
         """
         with torch.no_grad():
-            outputs = trial(self._tensor(self.problem.domain.bounds.mean(axis=1)[None, :])).shape[-1]
+            outputs = trial(self._tensor(self.problem.domain.bounds.mean(axis=1)[None, :]).to(trial.dtype)).shape[-1]
         if outputs != len(self.problem.unknowns):
             raise ProblemError(
                 f"The network has {outputs} outputs; the problem has {len(self.problem.unknowns)} unknowns "
@@ -351,7 +371,7 @@ class Collocation:
             return None
         x, exact = self._exact
         with torch.no_grad():
-            found = model(x)
+            found = model(x.to(model.dtype))
         columns = dict(zip(self.problem.unknowns, found.split(1, dim=1), strict=True))
         return relative_l2({name: (columns[name], exact[name]) for name in exact})
 
@@ -359,7 +379,8 @@ class Collocation:
         """Root of the sum of squares of all interior residuals at any points `(n, d)`: `(n,)`."""
         inside = [name for name, t in self.problem.terms.items() if isinstance(t.where, Region) and not t.where.has_normal]
         points = self._tensor(x)
-        names = self.namespace(Nested(trial.network, points), trial.coefficients, Block(tuple(inside), points, None, {}))
+        derivatives = Linked(Widened(Nested(trial.network, points.to(trial.dtype)), points), points)
+        names = self.namespace(derivatives, trial.coefficients, Block(tuple(inside), points, None, {}))
         found = [self.evaluate(name, names, len(x)).detach() for name in inside]
         return torch.cat(found, dim=1).norm(dim=1) if found else x.new_zeros(len(x))
 
@@ -399,9 +420,10 @@ class Collocation:
         return torch.as_tensor(array, **self._to)
 
 
-def _agree(a: Tensor, b: Tensor) -> bool:
-    tolerance = torch.finfo(a.dtype).eps ** 0.5
-    return a.shape == b.shape and bool(((a - b).abs() <= tolerance * (1 + b.abs().max())).all())
+def _agree(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    """Equal to half the digits of the precision that they are computed in, or to the rounding of numbers of size 1."""
+    eps = torch.finfo(dtype).eps
+    return a.shape == b.shape and bool(((a - b).abs() <= eps**0.5 * b.abs().max() + 100 * eps).all())
 
 
 def saved_bytes(evaluate: Callable[[], Mapping[str, Tensor]]) -> int:

@@ -65,6 +65,19 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _auto_or_count(value: Any) -> Any:
+    value = _whole(value)
+    if value != "auto" and not (isinstance(value, int) and value > 0):
+        raise PydanticCustomError("number", "expected auto or a whole number above 0")
+    return value
+
+
+def _auto_or_switch(value: Any) -> Any:
+    if value != "auto" and not isinstance(value, bool):
+        raise PydanticCustomError("number", "expected auto, true or false")
+    return value
+
+
 def _row_of(table: Mapping[str, Any], word: str) -> Any:
     def known(name: str) -> str:
         if name not in table:
@@ -124,7 +137,7 @@ class PointsConfig(Section):
     terms: dict[str, Count] = {}
     sampler: Annotated[str, _row_of(SAMPLERS, "sampler")] = "sobol"
     resample: Whole = 0
-    chunk: Literal["auto"] | Count = "auto"
+    chunk: Annotated[int | str, BeforeValidator(_auto_or_count)] = "auto"
     test: Count = 4096
 
     @model_validator(mode="after")
@@ -198,7 +211,7 @@ class TrainConfig(Section):
     seed: Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**63)] = 0
     log: Count = 50
     checkpoint: Count = 500
-    compile: Literal["auto"] | bool = "auto"
+    compile: Annotated[bool | str, BeforeValidator(_auto_or_switch)] = "auto"
 
     @model_validator(mode="before")
     @classmethod
@@ -230,7 +243,11 @@ class MonitorConfig(Section):
 
 
 class RunConfig(Section):
-    """Everything about one run that is not mathematics. `threads`: of the CPU; 0 chooses by the size of the work."""
+    """Everything about one run that is not mathematics.
+
+    `precision`: mixed computes the network in float32, on a GPU by TF32, and residuals and losses in float64.
+    `threads`: of the CPU; 0 chooses by the size of the work.
+    """
 
     problem: str
     parameters: dict[str, Any] = {}
@@ -239,7 +256,7 @@ class RunConfig(Section):
     weights: dict[str, Positive] = {}
     train: TrainConfig = TrainConfig()
     monitor: MonitorConfig | None = MonitorConfig()
-    precision: Literal["float64", "float32"] = "float64"
+    precision: Literal["float64", "float32", "mixed"] = "float64"
     device: str = "auto"
     threads: Whole = 0
 

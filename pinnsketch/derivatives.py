@@ -62,10 +62,14 @@ class Nested:
     Args:
         forward: maps points `(n, d)` to outputs `(n, m)`, each row on its own.
         x: the points `(n, d)`.
+
+    Attributes:
+        passes: through the network or its derivatives, so far.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self.columns = tuple(column.detach().requires_grad_() for column in x.split(1, dim=1))
+        self.passes = 0
         self._forward = forward
         self._outputs: Tensor | None = None
         self._known: dict[tuple[int, tuple[int, ...]], Tensor] = {}
@@ -82,12 +86,15 @@ class Nested:
             return self._value(output)
         if (output, axes) not in self._known:
             # A gradient holds all first derivatives of its parent at the price of one: keep those not known yet.
-            for axis, derivative in enumerate(differentiate(self._partial(output, axes[:-1]), self.columns)):
+            parent = self._partial(output, axes[:-1])
+            self.passes += 1
+            for axis, derivative in enumerate(differentiate(parent, self.columns)):
                 self._known.setdefault((output, tuple(sorted((*axes[:-1], axis)))), derivative)
         return self._known[output, axes]
 
     def _value(self, output: int) -> Tensor:
         if self._outputs is None:
+            self.passes += 1
             with _Differentiable():
                 self._outputs = self._forward(torch.cat(self.columns, dim=1))
         return self._outputs[:, output : output + 1]
@@ -136,6 +143,25 @@ class Linked:
                 found = found + _Zero.apply(column, self, output, order_of((*order, axis)))
             self._known[output, order] = found
         return self._known[output, order]
+
+    def knows(self, order: Order) -> bool:
+        return self._engine.knows(order)
+
+
+class Widened:
+    """Derivatives in double precision, from an engine that computes them in single.
+
+    Args:
+        engine: computes the derivatives.
+        x: the points `(n, d)` in double precision.
+    """
+
+    def __init__(self, engine: Derivatives, x: Tensor) -> None:
+        self.columns = x.split(1, dim=1)
+        self._engine = engine
+
+    def derivative(self, output: int, order: Order) -> Tensor:
+        return self._engine.derivative(output, order).double()
 
     def knows(self, order: Order) -> bool:
         return self._engine.knows(order)

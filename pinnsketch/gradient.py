@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from pinnsketch.compiled import CannotCompile, Captured, compile_function, shape_of
 from pinnsketch.methods import Values
 
-PAYS = 2e11
+PAYS = {"cpu": 2e11, "cuda": 2e12}
 """Bytes kept for reverse passes in a whole run above which compiling, some ten seconds of work, saves more than it costs."""
 Piece = tuple[Tensor, list[Tensor | None]]
 """The losses of a piece of a batch, in the order of the weights, and the gradient of their weighted sum."""
@@ -36,7 +37,9 @@ class Gradient:
         self._model, self._task, self._steps = model, task, steps
         self._pieces = getattr(task, "pieces", lambda model, batch: [batch])
         self._saved = getattr(task, "saved", lambda model, piece: 0)
-        self._fuse, self._capture = compile, compile is not False and _is_on_gpu(model)
+        on_gpu = any(p.is_cuda for p in model.parameters())
+        self._fuse, self._capture, self._pays = compile, compile is not False and on_gpu, PAYS["cuda" if on_gpu else "cpu"]
+        self._work: Counter[Any] = Counter()
         self._ready: dict[Any, Callable[[Any], Piece]] = {}
         self._captured: Captured | None = None
 
@@ -51,7 +54,11 @@ class Gradient:
 
     def _evaluate(self, batch: Any) -> Values:
         losses, gradient = None, list[Tensor | None]()
-        for piece in self._pieces(self._model, batch):
+        pieces = self._pieces(self._model, batch)
+        if self._fuse == "auto" and not self._work:
+            for piece in pieces:
+                self._work[shape_of(piece)] += self._saved(self._model, piece) * self._steps
+        for piece in pieces:
             found, slopes = self._function(piece)(piece)
             losses = found if losses is None else losses + found
             gradient = [_sum(a, b) for a, b in zip(gradient or [None] * len(slopes), slopes, strict=True)]
@@ -61,9 +68,9 @@ class Gradient:
         return Values(torch.stack([loss, *losses, *(g.sum().to(loss.dtype) for g in gradient if g is not None)]), gradient)
 
     def _function(self, piece: Any) -> Callable[[Any], Piece]:
-        if not (self._fuse is True or (self._fuse == "auto" and self._pays(piece))):
+        shape = shape_of(piece) if self._fuse else ()
+        if not (self._fuse is True or (self._fuse == "auto" and self._work[shape] > self._pays)):
             return lambda piece: self._of(self._model, piece)
-        shape = shape_of(piece)
         if shape not in self._ready:
             try:
                 self._ready[shape] = compile_function(self._of, self._model, piece)
@@ -72,9 +79,6 @@ class Gradient:
                 self.notes.append(f"Operations are run one by one, which is slower: not compiled ({error}).")
                 return self._function(piece)
         return self._ready[shape]
-
-    def _pays(self, piece: Any) -> bool:
-        return self._saved(self._model, piece) * self._steps > PAYS
 
     def _of(self, model: nn.Module, piece: Any) -> Piece:
         losses, weights = self._task.losses(model, piece), self._task.weights
@@ -87,7 +91,3 @@ class Gradient:
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
-
-
-def _is_on_gpu(model: nn.Module) -> bool:
-    return any(p.is_cuda for p in model.parameters())

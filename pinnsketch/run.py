@@ -73,7 +73,7 @@ class Run:
         resuming: bool = False,
     ) -> None:
         self.problem, self.config, self.folder, self._source = problem, config, folder, source
-        device, dtype = _device(config.device), getattr(torch, config.precision)
+        device, dtype = _device(config.device), torch.float32 if config.precision == "float32" else torch.float64
         seed = config.train.seed
         self.described = network is None
         made = network or build_network(config, problem, torch.Generator().manual_seed(seed)).to(device)
@@ -107,7 +107,10 @@ class Run:
             return None
         inside = next((block for block in self._points if block.normal is None), self._points[0])
         return Monitor(
-            self.trial.network, inside.x[:PROBE].clone(), **self.config.monitor.model_dump(), seed=self.config.train.seed
+            self.trial.network,
+            inside.x[:PROBE].to(self.trial.dtype, copy=True),
+            **self.config.monitor.model_dump(),
+            seed=self.config.train.seed,
         )
 
     @classmethod
@@ -141,7 +144,7 @@ class Run:
         """Train to the end of the schedule, from where the run stands; yields each step."""
         steps = self._train()
         while True:
-            with _threads(self.threads):
+            with _threads(self.threads), _matmul("high" if self.config.precision == "mixed" else "highest"):
                 step = next(steps, None)
             if step is None:
                 return
@@ -318,6 +321,17 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def _matmul(precision: str) -> Iterator[None]:
+    """How exact single-precision matrix products are on a GPU: "high" allows TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def build_network(config: RunConfig, problem: Problem, generator: torch.Generator) -> nn.Module:
     """The network that a config describes, for the domain and unknowns of a problem."""
     options = config.network.model_dump(exclude={"kind"})
@@ -326,7 +340,7 @@ def build_network(config: RunConfig, problem: Problem, generator: torch.Generato
         len(problem.unknowns),
         **options,
         generator=generator,
-        dtype=getattr(torch, config.precision),
+        dtype=torch.float64 if config.precision == "float64" else torch.float32,
     )
 
 

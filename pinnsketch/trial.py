@@ -35,6 +35,11 @@ class Trial(nn.Module):
         """Present values of the unknown coefficients, each a scalar."""
         return {name: raw.exp() if self._positive[name] else raw for name, raw in self.raw.items()}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that the network computes in."""
+        return next(self.network.parameters()).dtype
+
     def values(self) -> dict[str, float]:
         """Present values of the unknown coefficients, as numbers."""
         return {name: float(value.detach()) for name, value in self.coefficients.items()}

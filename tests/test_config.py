@@ -96,7 +96,7 @@ UNKNOWN_NAMES = {
         {"train": {"method": "adma"}},
         "train.schedule.0.method: there is no method 'adma'; did you mean 'adam'? (known: adam, lbfgs",
     ),
-    "precision": ({"precision": "float16"}, "precision: expected 'float64' or 'float32'; got 'float16'"),
+    "precision": ({"precision": "float16"}, "precision: expected 'float64', 'float32' or 'mixed'; got 'float16'"),
 }
 
 
@@ -353,7 +353,7 @@ configs = st.fixed_dictionaries(
             st.none(),
             st.fixed_dictionaries({}, optional={"rank": count, "decay": share, "adaptive": st.booleans()}),
         ),
-        "precision": st.sampled_from(["float32", "float64"]),
+        "precision": st.sampled_from(["float32", "float64", "mixed"]),
         "threads": st.integers(0, 64),
     },
 )

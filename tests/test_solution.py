@@ -114,7 +114,7 @@ def test_training_lowers_the_loss():
         ({"network": {"widht": 3}}, r"solve\(\): network: there is no key 'widht' here; did you mean 'width'"),
         ({"train": {"method": "adma"}}, r"solve\(\): train.schedule.0.method: there is no method 'adma'"),
         ({"weights": {"nix": 1.0}}, "weights: there is no term 'nix'; the terms are inside_u, edge_u"),
-        ({"precision": "float16"}, "precision: expected 'float64' or 'float32'"),
+        ({"precision": "float16"}, "precision: expected 'float64', 'float32' or 'mixed'"),
         ({"points": {"terms": {"nix": 3}}}, "points.*there is no term 'nix'; the terms are inside_u, edge_u"),
     ],
     ids=["network", "train", "weights", "precision", "points"],

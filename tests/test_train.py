@@ -389,7 +389,7 @@ class Fit:
 @pytest.mark.parametrize("options", [{}, {"lr": 0.02, "betas": (0.7, 0.95)}])
 def test_adam_is_torchs_adam_bit_for_bit(options):
     ours, theirs, task = Model(), Model(), Fit()
-    adam = torch.optim.Adam([p for p in theirs.parameters() if p.requires_grad], **{"lr": 1e-3, **options})
+    adam = torch.optim.Adam([p for p in theirs.parameters() if p.requires_grad], fused=True, **{"lr": 1e-3, **options})
     for step in train(ours, task, [Stage("adam", 20, options)]):
         adam.zero_grad()
         losses = task.losses(theirs, task.batch(0))

@@ -7,7 +7,7 @@ norm of each row then need no row itself: |dr_n/dW|^2 = <X_n X_n^T, G_n G_n^T> w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,14 +71,13 @@ class Jacobian:
     """The derivative of N residuals by P parameters, `(N, P)`, as a linear map.
 
     Args:
-        blocks: the residuals that share points, in order; in each, by number of the parameter, its outer products.
+        blocks: in order, the residuals `(n,)` that share points with, by number of the parameter, their outer products.
         shapes: of the parameters, in the order of their entries in a vector.
     """
 
-    def __init__(self, blocks: Sequence[Mapping[int, Outer]], shapes: Sequence[torch.Size]) -> None:
-        self._blocks, self._shapes = list(blocks), list(shapes)
-        self._rows = [next(iter(block.values())).g.shape[1:3].numel() for block in blocks]
-        self._sizes = [shape.numel() for shape in shapes]
+    def __init__(self, blocks: Sequence[tuple[Tensor, Mapping[int, Outer]]], shapes: Sequence[torch.Size]) -> None:
+        self._blocks, self._like = [block for _, block in blocks], blocks[0][0]
+        self._rows, self._sizes = [len(r) for r, _ in blocks], [shape.numel() for shape in shapes]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -96,7 +95,7 @@ class Jacobian:
     def times(self, v: Tensor) -> Tensor:
         """J v, `(N,)`, for a change v `(P,)` of the parameters."""
         parts = v.split(self._sizes)
-        return torch.cat([_total(outer.times(parts[k]) for k, outer in block.items()) for block in self._blocks])
+        return self._by_block(lambda k, outer: outer.times(parts[k]))
 
     def transposed(self, w: Tensor) -> Tensor:
         """J^T w, `(P,)`, for weights w `(N,)` of the residuals."""
@@ -108,23 +107,24 @@ class Jacobian:
 
     def gram(self) -> Tensor:
         """J J^T, `(N, N)`."""
-        return torch.cat([torch.cat([self._inner(a, b) for b in self._blocks], 1) for a in self._blocks])
+        blocks = list(zip(self._rows, self._blocks, strict=True))
+        return torch.cat([torch.cat([self._inner(a, b) for b in blocks], 1) for a in blocks])
 
     def norms(self) -> Tensor:
         """The norm of each row, `(N,)`: of the gradient of each residual."""
-        return torch.cat([_total(outer.squares() for outer in block.values()) for block in self._blocks]).sqrt()
+        return self._by_block(lambda k, outer: outer.squares()).sqrt()
 
-    def _inner(self, a: Mapping[int, Outer], b: Mapping[int, Outer]) -> Tensor:
-        n, m = (next(iter(block.values())).g.shape[1:3].numel() for block in (a, b))
-        return _total([self._zeros(n, m), *(a[k].gram(b[k]) for k in a.keys() & b.keys())])
+    def _by_block(self, number: Callable[[int, Outer], Tensor]) -> Tensor:
+        """One number for each row, the sum over parameters."""
+        blocks = zip(self._rows, self._blocks, strict=True)
+        return torch.cat([sum((number(k, outer) for k, outer in block.items()), self._zeros(n)) for n, block in blocks])
+
+    def _inner(self, a: tuple[int, Mapping[int, Outer]], b: tuple[int, Mapping[int, Outer]]) -> Tensor:
+        (n, left), (m, right) = a, b
+        return sum((left[k].gram(right[k]) for k in left if k in right), self._zeros(n, m))
 
     def _zeros(self, *shape: int) -> Tensor:
-        return next(iter(self._blocks[0].values())).g.new_zeros(shape)
-
-
-def _total(parts: Iterable[Tensor]) -> Tensor:
-    first, *rest = parts
-    return sum(rest, first)
+        return self._like.new_zeros(shape)
 
 
 def by_uses(columns: Tensor, uses: Sequence[Use], parameters: Sequence[nn.Parameter]) -> dict[int, Outer]:

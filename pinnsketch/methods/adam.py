@@ -20,7 +20,7 @@ class Adam:
         device = parameters[0].device
         on_gpu = device.type == "cuda"
         size = torch.tensor(lr, device=device) if on_gpu else lr  # a tensor may change after a capture, as the step number does
-        self._adam = torch.optim.Adam(parameters, lr=size, betas=betas, fused=on_gpu, capturable=on_gpu)
+        self._adam = torch.optim.Adam(parameters, lr=size, betas=betas, fused=True, capturable=on_gpu)
         self._taken = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 

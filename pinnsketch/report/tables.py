@@ -35,10 +35,17 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
 
 def check_table(checks: Sequence[TermCheck]) -> Table:
     """Each term: where it holds, what it reads, and what the exact solution leaves of it."""
-    table = Table("term", "on", "points", "reads", "largest residual of the exact solution", "verdict")
+    table = Table("term", "on", "points", "reads", "streams", "MB", "residual", "verdict")
     for c in checks:
         colour = "green" if c.verdict == "vanishes" else "red" if not c.ok else "yellow"
-        table.add_row(c.name, c.where, str(c.points), ", ".join(c.reads), number(c.residual), f"[{colour}]{c.verdict}[/]")
+        streams = str(c.streams or f"nested, {c.passes} passes")
+        shown = (c.name, c.where, str(c.points), ", ".join(c.reads), streams, f"{c.saved / 1000:.2g}", number(c.residual))
+        table.add_row(*shown, f"[{colour}]{c.verdict}[/]")
+    table.columns[-1].no_wrap, table.columns[-1].min_width = True, 8
+    table.caption = (
+        "streams: values and derivatives carried in one pass, shared by terms on the same points; "
+        "MB: kept by it for 1,000 points; residual: the largest that the exact solution leaves."
+    )
     return table
 
 
