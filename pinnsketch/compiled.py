@@ -123,7 +123,6 @@ class Captured:
 
     def __init__(self, function: Callable[[Any], Any], batch: Any) -> None:
         self._batch, self._given = holding(batch, (t.clone() for t in tensors_of(batch))), batch
-        gc.collect()  # a graph left over from before would make the capture wait for its stream
         try:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -131,8 +130,9 @@ class Captured:
                 for _ in range(WARM_UP):
                     function(self._batch)
             torch.cuda.current_stream().wait_stream(stream)
+            gc.collect()  # what is left over of a graph made on another stream would break the capture
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, stream=stream):
                 self._results = function(self._batch)
         except Exception as error:
             raise CannotCompile(_first_line(error)) from error

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from pinnsketch.compiled import CannotCompile, Captured, compile_function, shape_of
 from pinnsketch.methods import Values
 
-PAYS = {"cpu": 2e11, "cuda": 2e12}
+PAYS = {"cpu": 1e11, "cuda": 2e12}
 """Bytes kept for reverse passes in a whole run above which compiling, some ten seconds of work, saves more than it costs."""
-Piece = tuple[Tensor, list[Tensor | None]]
-"""The losses of a piece of a batch, in the order of the weights, and the gradient of their weighted sum."""
+Slopes = list[Tensor | None]
 
 
 class Gradient:
@@ -40,7 +39,7 @@ class Gradient:
         on_gpu = any(p.is_cuda for p in model.parameters())
         self._fuse, self._capture, self._pays = compile, compile is not False and on_gpu, PAYS["cuda" if on_gpu else "cpu"]
         self._work: Counter[Any] = Counter()
-        self._ready: dict[Any, Callable[[Any], Piece]] = {}
+        self._ready: dict[Any, Callable[[Any], tuple[Tensor, Slopes]]] = {}
         self._captured: Captured | None = None
 
     def __call__(self, batch: Any) -> Values:
@@ -53,21 +52,17 @@ class Gradient:
         return self._captured(batch)._replace(static=True) if self._captured else self._evaluate(batch)
 
     def _evaluate(self, batch: Any) -> Values:
-        losses, gradient = None, list[Tensor | None]()
         pieces = self._pieces(self._model, batch)
         if self._fuse == "auto" and not self._work:
             for piece in pieces:
                 self._work[shape_of(piece)] += self._saved(self._model, piece) * self._steps
-        for piece in pieces:
-            found, slopes = self._function(piece)(piece)
-            losses = found if losses is None else losses + found
-            gradient = [_sum(a, b) for a, b in zip(gradient or [None] * len(slopes), slopes, strict=True)]
-        assert losses is not None
-        factors = self._task.weights.values()
-        loss = sum((factor * value for factor, value in zip(factors, losses, strict=True)), losses.new_zeros(()))
-        return Values(torch.stack([loss, *losses, *(g.sum().to(loss.dtype) for g in gradient if g is not None)]), gradient)
+        numbers, gradient = self._function(pieces[0])(pieces[0])
+        for piece in pieces[1:]:
+            more, slopes = self._function(piece)(piece)
+            numbers, gradient = numbers + more, [_sum(a, b) for a, b in zip(gradient, slopes, strict=True)]
+        return Values(numbers, gradient)
 
-    def _function(self, piece: Any) -> Callable[[Any], Piece]:
+    def _function(self, piece: Any) -> Callable[[Any], tuple[Tensor, Slopes]]:
         shape = shape_of(piece) if self._fuse else ()
         if not (self._fuse is True or (self._fuse == "auto" and self._work[shape] > self._pays)):
             return lambda piece: self._of(self._model, piece)
@@ -80,13 +75,16 @@ class Gradient:
                 return self._function(piece)
         return self._ready[shape]
 
-    def _of(self, model: nn.Module, piece: Any) -> Piece:
+    def _of(self, model: nn.Module, piece: Any) -> tuple[Tensor, Slopes]:
+        """A piece's part of the numbers and of the gradient; all of them add up over pieces."""
         losses, weights = self._task.losses(model, piece), self._task.weights
         loss = sum((weights[name] * value for name, value in losses.items()), torch.zeros(()))
         # Differentiating with respect to the parameters alone spares the gradient of the collocation points.
         gradient = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
-        zero = torch.zeros_like(next(iter(losses.values())))
-        return torch.stack([losses.get(name, zero) for name in weights]).detach(), list(gradient)
+        zero = torch.zeros_like(loss)
+        each = [losses.get(name, zero) for name in weights]
+        sums = [(zero if g is None else g.sum()).to(loss.dtype) for g in gradient]
+        return torch.stack([loss, *each, *sums]).detach(), list(gradient)
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -29,7 +29,7 @@ class Values(NamedTuple):
     """An evaluation where it was made, before anything is read back from there.
 
     Args:
-        numbers: `(1 + terms + gradients,)`: the loss, each term's, and the sum of each gradient that there is.
+        numbers: `(1 + terms + parameters,)`: the loss, each term's, and the sum of the entries of each gradient.
         gradient: of the loss by each parameter, None where it does not depend on it.
         static: whether each evaluation writes to these very tensors.
     """
