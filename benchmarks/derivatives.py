@@ -114,7 +114,7 @@ def main() -> None:
     options.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options.add_argument("--precision", default="both", choices=("both", "float64", "float32"))
     given = options.parse_args()
-    sizes = ((1000, 24), (10_000, 6), *(((100_000, 6),) if given.device == "cuda" else ()))
+    sizes = ((1000, 20), (10_000, 4), *(((100_000, 6),) if given.device == "cuda" else ()))
     names = list(PROBLEMS)
     dtypes = [torch.float64, torch.float32] if given.precision == "both" else [getattr(torch, given.precision)]
     if given.quick:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -54,6 +53,20 @@ class _Call(nn.Module):
         return self.function(self.model, batch)
 
 
+def on_copies(function: Callable[[nn.Module, Any], Any], model: nn.Module) -> Callable[[Any], Any]:
+    """A function of a model and a batch, evaluated with new leaves that share the parameters' memory.
+
+    A graph that is left over from before, made on another CUDA stream, hangs on the parameters and would break a capture.
+    """
+    call = _Call(function, model)
+
+    def run(batch: Any) -> Any:
+        given = {f"model.{name}": p.detach().requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
+        return torch.func.functional_call(call, given, (batch,))
+
+    return run
+
+
 def compile_function(function: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any) -> Callable[[Any], Any]:
     """A function of a model and a batch, compiled for batches of this shape: (numbers, list of gradients or None).
 
@@ -93,21 +106,22 @@ def compile_function(function: Callable[[nn.Module, Any], Any], model: nn.Module
                     raise CannotCompile(f"it draws random numbers ({node.target})")
             with torch.no_grad():
                 compiled = _inductor.compile(graph, list(inputs(batch)))
-            found, expected = run(batch), function(model, batch)
+            found, expected = run(batch), on_copies(function, model)(batch)
     except CannotCompile:
         raise
     except Exception as error:
         raise CannotCompile(_first_line(error)) from error
-    if not all(map(_equal, ([found[0]], found[1]), ([expected[0]], expected[1]))):
+    tolerance = max(torch.finfo(t.dtype).eps for t in (expected[0], *parameters.values())) ** 0.5
+    if not all(_equal(a, b, tolerance) for a, b in (([found[0]], [expected[0]]), (found[1], expected[1]))):
         raise CannotCompile("the compiled results differ")
     return run
 
 
-def _equal(found: list[Tensor | None], expected: list[Tensor | None]) -> bool:
-    """To half the digits of the largest of the expected."""
+def _equal(found: list[Tensor | None], expected: list[Tensor | None], tolerance: float) -> bool:
+    """Relative to the largest of the expected."""
     pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a is not None and b is not None]
     scale = max((float(b.norm()) for _, b in pairs), default=0.0)
-    return all(float((a - b).norm()) <= torch.finfo(b.dtype).eps ** 0.5 * scale for a, b in pairs)
+    return all(float((a - b).norm()) <= tolerance * scale for a, b in pairs)
 
 
 class Captured:
@@ -130,7 +144,6 @@ class Captured:
                 for _ in range(WARM_UP):
                     function(self._batch)
             torch.cuda.current_stream().wait_stream(stream)
-            gc.collect()  # what is left over of a graph made on another stream would break the capture
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph, stream=stream):
                 self._results = function(self._batch)

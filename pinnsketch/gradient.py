@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pinnsketch.compiled import CannotCompile, Captured, compile_function, shape_of
+from pinnsketch.compiled import CannotCompile, Captured, compile_function, on_copies, shape_of
 from pinnsketch.methods import Values
 
 PAYS = {"cpu": 1e11, "cuda": 2e12}
@@ -44,6 +45,7 @@ class Gradient:
 
     def __call__(self, batch: Any) -> Values:
         if self._capture and self._captured is None:
+            self._pieces(self._model, batch)  # traces residuals now, on the stream that all else is on
             try:
                 self._captured = Captured(self._evaluate, batch)
             except CannotCompile as error:
@@ -65,7 +67,7 @@ class Gradient:
     def _function(self, piece: Any) -> Callable[[Any], tuple[Tensor, Slopes]]:
         shape = shape_of(piece) if self._fuse else ()
         if not (self._fuse is True or (self._fuse == "auto" and self._work[shape] > self._pays)):
-            return lambda piece: self._of(self._model, piece)
+            return self._plain
         if shape not in self._ready:
             try:
                 self._ready[shape] = compile_function(self._of, self._model, piece)
@@ -75,10 +77,15 @@ class Gradient:
                 return self._function(piece)
         return self._ready[shape]
 
+    @property
+    def _plain(self) -> Callable[[Any], tuple[Tensor, Slopes]]:
+        return on_copies(self._of, self._model) if self._capture else partial(self._of, self._model)
+
     def _of(self, model: nn.Module, piece: Any) -> tuple[Tensor, Slopes]:
         """A piece's part of the numbers and of the gradient; all of them add up over pieces."""
         losses, weights = self._task.losses(model, piece), self._task.weights
-        loss = sum((weights[name] * value for name, value in losses.items()), torch.zeros(()))
+        first, *rest = (weights[name] * value for name, value in losses.items())
+        loss = sum(rest, first)
         # Differentiating with respect to the parameters alone spares the gradient of the collocation points.
         gradient = torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
         zero = torch.zeros_like(loss)

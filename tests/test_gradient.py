@@ -62,12 +62,13 @@ def plainly(trial, task, batch):
 
 
 def agree(values, expected, tolerance=1e-12):
-    """Also the numbers: the loss, the losses, and the sum of each gradient that there is."""
+    """Also the numbers: the loss, the losses, and the sum of each gradient."""
     numbers, gradient = expected
     present = [g for g in gradient if g is not None]
     assert [g is None for g in values.gradient] == [g is None for g in gradient]
     scale = max(float(g.norm()) for g in present)
-    for found, exact in zip(values.numbers, [*numbers, *(g.sum() for g in present)], strict=True):
+    sums = [0.0 if g is None else g.sum() for g in gradient]
+    for found, exact in zip(values.numbers, [*numbers, *sums], strict=True):
         assert abs(float(found - exact)) <= tolerance * max(float(exact), scale)
     for found, exact in zip(values.gradient, gradient, strict=True):
         assert exact is None or float((found - exact).norm()) <= tolerance * float(exact.norm())
@@ -345,3 +346,24 @@ def test_a_residual_that_waits_for_the_gpu_is_not_captured_and_noted_once():
     assert same(trial, other)
     (note,) = gradient.notes
     assert note.startswith("Kernels are launched one by one, which is slower: no CUDA graph (")
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "mixed"])
+def test_no_precision_depends_on_torchs_default(precision):
+    def losses():
+        config = make_config(
+            {
+                "problem": "p.py",
+                "precision": precision,
+                "points": {"interior": 20, "boundary": 8},
+                "train": {"method": "adam", "steps": 5},
+            }
+        )
+        return [(step.loss, step.losses) for step in Run(load_problem(shipped("problems") / "poisson.py"), config)]
+
+    before, expected = torch.get_default_dtype(), losses()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert losses() == expected
+    finally:
+        torch.set_default_dtype(before)
