@@ -3,7 +3,8 @@
 The network is 4 x 50 tanh, the loss the mean square of the PDE's residual at n interior points, nothing else; all evaluate
 the same PDE at as many points. Ratios come from turns taken in alternation, each the last of three steps, with a
 distribution-free 95 % interval for the median. CPU: all cores; cuda: compiled steps are captured in CUDA graphs, and "eager" is
-captured too where it says so. Seed 0. The time to the first step, with compilation, is listed beside.
+captured too where it says so. Seed 0. The time to the first step, with compilation, is listed beside; it is shorter where
+torch's compile cache holds the function from an earlier run.
 
     python benchmarks/derivatives.py [--quick] [--device cuda] [--precision float64] [--out FILE]
 """

@@ -5,7 +5,7 @@ network in float64.
 Around 2 dimensions, 1,000 points and 4 x 50, one of the four varies. The floor is the multiplications and additions of the
 matrix products alone, 6 n (1 + d + 1) sum(w_in w_out) for forward and reverse pass, over the best rate of a large matrix
 product measured here. Slopes are fitted on logarithms over the upper half of each range. Memory is the peak resident size of a
-fresh process less that before the evaluation. CPU, all cores, seed 0; times are medians.
+fresh process less its size before the evaluation (Linux). CPU, all cores, seed 0; times are medians.
 
     python benchmarks/growth.py [--quick] [--out FILE]
 """
@@ -38,14 +38,15 @@ AXES: dict[str, list[int]] = {
     "dimension": [1, 2, 5, 10, 20, 50, 100],
 }
 MIDDLE = {"points": 1000, "width": 50, "depth": 4, "dimension": 2}
-NESTED_UP_TO = {"points": 100_000, "width": 1024, "depth": 16, "dimension": 100}
+UP_TO = {"nested": {"points": 100_000}, "compiled": {"dimension": 20}, "one pass": {}}
+"""Beyond, a way is left out: nested for its memory, compiled for the minutes that a hundred streams take to compile."""
 
 
 def evaluation(way: str, points: int, width: int, depth: int, dimension: int, chunk: int | str = "auto") -> Any:
     """A function that evaluates loss and gradient; `way`: nested, one pass, or compiled."""
     domain = Box(**{f"x{i}": (0, 1) for i in range(dimension)})
     problem = Problem(domain, "u", {"law": Term(domain.interior, lambda u: laplacian(u) - 1)})
-    task = Collocation(problem, interior=points, sampler="uniform", chunk=chunk)
+    task = Collocation(problem, interior=points, sampler="random", chunk=chunk)
     network = MLP(torch.tensor(domain.bounds), 1, width=width, depth=depth, generator=torch.Generator().manual_seed(0))
     trial, batch = Trial(network), task.batch()
     task.plan(trial, batch[0])
@@ -74,37 +75,46 @@ def sweep(axis: str, values: list[int], rate: float) -> tuple[list[Row], dict[st
     times: dict[str, list[float]] = {"nested": [], "one pass": [], "compiled": [], "floor": []}
     for value in values:
         at = {**MIDDLE, axis: value}
-        ways = ["one pass", "compiled", *(["nested"] if value <= NESTED_UP_TO[axis] else [])]
+        ways = [way for way, bounds in UP_TO.items() if value <= bounds.get(axis, value)]
         steps = [evaluation(way, **at) for way in ways]
         for step in steps:
             step()
-        found = turns(steps, 3 if floor(**at) > 3e10 else 9)
+        found = turns(steps, 1 if floor(**at) > 1e10 else 7)
         for way, seconds in zip(ways, found, strict=True):
             times[way].append(float(np.median(seconds)))
         times["floor"].append(floor(**at) / rate)
-        print(axis, value, {way: f"{seconds[-1]:.3g}" for way, seconds in times.items() if seconds}, flush=True)
+        print(axis, value, {way: f"{times[way][-1]:.3g}" for way in (*ways, "floor")}, flush=True)
+    return slopes(axis, values, times), times
+
+
+def slopes(axis: str, values: list[int], times: dict[str, list[float]]) -> list[Row]:
     rows = []
     for way, seconds in times.items():
-        half = len(values) // 2
+        half = len(values) // 2 if len(seconds) == len(values) else len(seconds) // 2
         slope = np.polyfit(np.log(values[half : len(seconds)]), np.log(seconds[half:]), 1)[0]
         asked = "<= 1.2" if axis == "dimension" and way in ("one pass", "compiled") else None
         rows.append(Row(f"{axis}: slope, {way}", float(slope), "", asked, asked and bool(slope <= 1.2)))
         if way in ("one pass", "compiled"):
-            rows.append(Row(f"{axis} = {values[-1]:,}: {way} / floor", seconds[-1] / times["floor"][-1], "x"))
-    return rows, times
+            last = len(seconds) - 1
+            rows.append(Row(f"{axis} = {values[last]:,}: {way} / floor", seconds[last] / times["floor"][last], "x"))
+    return rows
 
 
 PROBE = """
-import json, resource, sys
+import json, sys
+from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from growth import MIDDLE, evaluation
 way, points, chunk = sys.argv[2], int(sys.argv[3]), sys.argv[4]
 step = evaluation(way, **{**MIDDLE, "points": points}, chunk=chunk if chunk == "auto" else int(chunk))
 small = evaluation(way, **{**MIDDLE, "points": 20})
 small()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def size(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+before = size("VmRSS")
 step()
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+after = size("VmHWM")
 print(json.dumps({"more": 1024 * (after - before), "whole": 1024 * after}))
 """
 

@@ -1,7 +1,7 @@
 """What float64, mixed and float32 cost in accuracy: Poisson, 4 x 50 tanh, Adam then L-BFGS, three seeds each.
 
 Mixed computes the network in float32, on a GPU with TF32 matrix products, and residuals, losses and errors in float64. The
-steps are 1,000 of Adam (lr 2e-3) and at most 1,500 of L-BFGS (history 100); the error is relative L2 against the exact solution.
+steps are 1,000 of Adam (lr 2e-3) and at most 1,500 of L-BFGS (history 100); the error is relative L2 against the exact one.
 
     python benchmarks/precision.py [--quick] [--device cuda] [--out FILE]
 """

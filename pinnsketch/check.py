@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pinnsketch.collocation import Block, Collocation, require_finite
+from pinnsketch.blocks import Block
+from pinnsketch.collocation import Collocation, require_finite
 from pinnsketch.derivatives import Linked, Nested, Order, partials
 from pinnsketch.field import Field
 from pinnsketch.network import MLP

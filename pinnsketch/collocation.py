@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import pairwise
 from math import hypot, inf
 from pathlib import Path
 from typing import Any
@@ -17,55 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pinnsketch.blocks import Block, cut, group, known_terms
 from pinnsketch.derivatives import Derivatives, Linked, Nested, Order, Widened
 from pinnsketch.field import Field, FieldError
 from pinnsketch.geometry.shape import Region
 from pinnsketch.jets import Jacobian, Jets, NoRule, Outer, Streams, Use, by_rows, by_uses
 from pinnsketch.points import Points, draw
-from pinnsketch.problem import Data, Problem, ProblemError, Term, Unknown, check_names, parameters_of, unread
+from pinnsketch.problem import Problem, ProblemError, Unknown, check_names, parameters_of, unread
 from pinnsketch.trial import Trial
 
 Forward = Callable[[Tensor], Tensor]
 
 TRACED = 16
 """Points at which a residual is traced."""
-CHUNK_BYTES, MIN_CHUNK = (32 << 20, 4 << 30), 256
+CHUNK_BYTES, MIN_CHUNK = (64 << 20, 4 << 30), 1000
 """What a piece of a batch keeps for the reverse pass: on a CPU its cache holds most of that; and points it has at least."""
 TEST_SEED = 271828
 """Errors are measured at points drawn with this seed, whatever the seed of training."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """The terms that share points: their names, the points `(n, d)`, normals `(n, d)` or None, data columns `(n, 1)`.
-
-    Args:
-        share: of these points in all points of the terms; below 1 in a piece of a block.
-    """
-
-    terms: tuple[str, ...]
-    x: Tensor
-    normal: Tensor | None
-    columns: Mapping[str, Tensor]
-    share: float = 1.0
-
-    def piece(self, start: int, stop: int) -> Block:
-        """The same terms at a range of the points."""
-        rows = slice(start, stop)
-        columns = {name: column[rows] for name, column in self.columns.items()}
-        share = self.share * len(self.x[rows]) / len(self.x)
-        return Block(self.terms, self.x[rows], None if self.normal is None else self.normal[rows], columns, share)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors that a block holds."""
-        return (self.x, *(() if self.normal is None else (self.normal,)), *self.columns.values())
-
-    def holding(self, tensors: Sequence[Tensor]) -> Block:
-        """The same block with other tensors in place of `tensors`."""
-        x, *rest = tensors
-        normal = None if self.normal is None else rest.pop(0)
-        return replace(self, x=x, normal=normal, columns=dict(zip(self.columns, rest, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -130,15 +97,15 @@ class Collocation:
             raise ProblemError(f"points: chunk must be auto or a number of points above 0; got {chunk}.")
         self._chunk = None if chunk == "auto" else int(chunk)
         self._to: dict[str, Any] = {"dtype": dtype, "device": device}
-        _known_terms("points", terms or {}, problem)
-        _known_terms("weights", weights or {}, problem)
+        known_terms("points", terms or {}, problem)
+        known_terms("weights", weights or {}, problem)
         for name, term in problem.terms.items():
             check_names(problem, name, term)
         self._parameters = {name: value for name, value in problem.parameters.items() if not isinstance(value, Unknown)}
         self.weights = {name: (weights or {}).get(name, term.weight) for name, term in problem.terms.items()}
         self.notes: list[str] = []
         self._plans: WeakKeyDictionary[Trial, dict[tuple[str, ...], Plan]] = WeakKeyDictionary()
-        self._places = _group(problem, interior, boundary, terms or {})
+        self._places = group(problem, interior, boundary, terms or {})
 
     def batch(self, draw: int = 0) -> tuple[Block, ...]:
         """The collocation points of a draw: the same number gives the same points, another gives fresh ones."""
@@ -284,7 +251,7 @@ class Collocation:
             if count == 1:
                 whole.append(block)
             else:
-                parts += [(piece,) for piece in _cut(block, count)]
+                parts += [(piece,) for piece in cut(block, count)]
         return [*([tuple(whole)] if whole else []), *parts]
 
     def saved(self, trial: Trial, piece: tuple[Block, ...]) -> int:
@@ -440,14 +407,6 @@ def saved_bytes(evaluate: Callable[[], Mapping[str, Tensor]]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def _cut(block: Block, count: int) -> list[Block]:
-    """A block in at least so many pieces, of one size if a few more make that possible, else of two."""
-    n = len(block.x)
-    count = next((k for k in range(count, min(2 * count, n) + 1) if n % k == 0), min(count, n))
-    ends = [n * k // count for k in range(count + 1)]
-    return [block.piece(a, b) for a, b in pairwise(ends)]
-
-
 def _words(function: Callable[..., Any], error: Exception) -> str:
     """Where a user's function failed, in its own file if it got that far, and why; closes a bracket."""
     lines = traceback.extract_tb(error.__traceback__)
@@ -482,32 +441,3 @@ def require_finite(what: str, values: Tensor, x: Tensor, coordinates: tuple[str,
             f"{what} is not finite at {int(bad.sum())} of {len(x)} points {when}, first at "
             f"{place}. Look for a division by zero, a logarithm or a root outside its range."
         )
-
-
-Place = tuple[Region | Data, int, tuple[str, ...]]
-"""Where, how many points, and the terms there."""
-
-
-def _group(problem: Problem, interior: int, boundary: int, counts: Mapping[str, int]) -> list[Place]:
-    """Terms on the same place with the same number of points share them, and their derivatives."""
-    groups: dict[tuple[Region | Data, int], list[str]] = {}
-    for name, term in problem.terms.items():
-        groups.setdefault((term.where, _count(name, term, interior, boundary, counts)), []).append(name)
-    return [(where, count, tuple(names)) for (where, count), names in groups.items()]
-
-
-def _count(name: str, term: Term, interior: int, boundary: int, counts: Mapping[str, int]) -> int:
-    if isinstance(term.where, Data):
-        if name in counts:
-            raise ProblemError(f"points: term {name!r} is put on data, whose number is given; remove {name!r} here.")
-        return 0
-    own = counts.get(name, term.points)
-    return own if own is not None else boundary if term.where.has_normal else interior
-
-
-def _known_terms(what: str, given: Mapping[str, float], problem: Problem) -> None:
-    for name, value in given.items():
-        if name not in problem.terms:
-            raise ProblemError(f"{what}: there is no term {name!r}; the terms are {', '.join(problem.terms)}.")
-        if not 0 < value < inf:
-            raise ProblemError(f"{what}: term {name!r} needs a positive number; got {value}.")

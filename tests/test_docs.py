@@ -53,3 +53,27 @@ def test_the_table_of_the_readme_is_the_committed_result():
     for name, error, seconds in table:
         assert error == f"{found[f'{name}: relative L2 error']:.1e}"
         assert int(seconds) == round(found[f"{name}: training"])
+
+
+def test_the_tables_of_the_derivatives_page_are_the_committed_results():
+    def committed(name):
+        path = RESULTS.with_name(f"{name}.json")
+        return {row["name"]: row["value"] for row in json.loads(path.read_text())["rows"]}
+
+    def cells(header):
+        page = (ROOT / "docs" / "derivatives.md").read_text()
+        lines = page[page.index(header) :].split("\n\n")[0].splitlines()[2:]
+        return {row[0]: row[1:] for row in ([cell.strip() for cell in line.strip("| ").split("|")] for line in lines)}
+
+    cpu, gpu = committed("derivatives"), committed("derivatives_h100_float64")
+    compiled, eager = "nested / compiled", "nested / eager"
+    speed = [(cpu, 1000, compiled), (cpu, 10_000, compiled), (cpu, 1000, eager), (cpu, 10_000, eager)]
+    speed += [(gpu, n, compiled) for n in (1000, 10_000, 100_000)]
+    peers = [(cpu, 1000, f"{peer} / compiled") for peer in ("DeepXDE", "PINA", "JAX")] + [(gpu, 1000, "JAX / compiled")]
+    for header, columns in (("| problem | compiled, 1,000", speed), ("| problem | DeepXDE", peers)):
+        table = cells(header)
+        assert len(table) == 6
+        for problem, shown in table.items():
+            for cell, (found, n, what) in zip(shown, columns, strict=True):
+                value = found.get(f"{problem}, {n:,} points, float64: {what}")
+                assert cell == ("-" if value is None else f"{value:.2g}" if value < 100 else f"{value:.0f}")

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from pinnsketch import Box, Data, Problem, Term, Unknown, laplacian
-from pinnsketch.collocation import Block, Collocation
+from pinnsketch.blocks import Block
+from pinnsketch.collocation import Collocation
 from pinnsketch.compiled import holding, shape_of, tensors_of
 from pinnsketch.config import ConfigError, make_config
 from pinnsketch.gradient import PAYS, Gradient

@@ -20,7 +20,7 @@ TIERS = [
     {"sketch", "derivatives", "jets", "geometry"},
     {"field", "points", "network"},
     {"problem", "monitor", "methods", "compiled"},
-    {"trial", "gradient"},
+    {"trial", "gradient", "blocks"},
     {"collocation", "health", "train", "checkpoint"},
     {"config"},
     {"library", "solution"},
