@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from harness import Row, parser, turns, write
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from pinnsketch import Box, Problem, Term, laplacian
 from pinnsketch.collocation import Collocation, Plan
@@ -156,6 +157,9 @@ def figure(found: dict[str, dict[str, list[float]]], axes: dict[str, list[int]],
             line = {"color": "black", "ls": "--"} if way == "floor" else {"color": f"C{k}", "marker": "o"}
             ax.loglog(axes[axis][: len(seconds)], [1e3 * s for s in seconds], label=way, **line)
         ax.set(xlabel=axis, ylabel="ms" if ax.get_subplotspec().is_first_col() else "")
+        if axis == "depth":
+            ax.set_xticks(axes[axis], axes[axis])
+            ax.xaxis.set_minor_locator(NullLocator())
         ax.grid(alpha=0.3)
     ax.legend(frameon=False)
     page.savefig(out, dpi=110)

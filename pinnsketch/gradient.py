@@ -40,6 +40,7 @@ class Gradient:
         on_gpu = any(p.is_cuda for p in model.parameters())
         self._fuse, self._capture, self._pays = compile, compile is not False and on_gpu, PAYS["cuda" if on_gpu else "cpu"]
         self._work: Counter[Any] = Counter()
+        self._cut: tuple[Any, Any] = (None, ())
         self._ready: dict[Any, Callable[[Any], tuple[Tensor, Slopes]]] = {}
         self._captured: Captured | None = None
 
@@ -54,7 +55,9 @@ class Gradient:
         return self._captured(batch)._replace(static=True) if self._captured else self._evaluate(batch)
 
     def _evaluate(self, batch: Any) -> Values:
-        pieces = self._pieces(self._model, batch)
+        if batch is not self._cut[0]:
+            self._cut = batch, self._pieces(self._model, batch)
+        _, pieces = self._cut
         if self._fuse == "auto" and not self._work:
             for piece in pieces:
                 self._work[shape_of(piece)] += self._saved(self._model, piece) * self._steps
