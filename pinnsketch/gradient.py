@@ -40,7 +40,7 @@ class Gradient:
         on_gpu = any(p.is_cuda for p in model.parameters())
         self._fuse, self._capture, self._pays = compile, compile is not False and on_gpu, PAYS["cuda" if on_gpu else "cpu"]
         self._work: Counter[Any] = Counter()
-        self._cut: tuple[Any, Any] = (None, ())
+        self._cut: tuple[Any, list[Any]] = (None, [])
         self._ready: dict[Any, Callable[[Any], tuple[Tensor, Slopes]]] = {}
         self._captured: Captured | None = None
 
@@ -50,22 +50,27 @@ class Gradient:
             try:
                 self._captured = Captured(self._evaluate, batch)
             except CannotCompile as error:
-                self._capture = False
+                self._capture, self._cut = False, (None, [])
                 self.notes.append(f"Kernels are launched one by one, which is slower: no CUDA graph ({error}).")
         return self._captured(batch)._replace(static=True) if self._captured else self._evaluate(batch)
 
     def _evaluate(self, batch: Any) -> Values:
         if batch is not self._cut[0]:
-            self._cut = batch, self._pieces(self._model, batch)
-        _, pieces = self._cut
+            self._cut = batch, self._cut_up(batch)
+        (function, piece), *rest = self._cut[1]
+        numbers, gradient = function(piece)
+        for function, piece in rest:
+            more, slopes = function(piece)
+            numbers, gradient = numbers + more, [_sum(a, b) for a, b in zip(gradient, slopes, strict=True)]
+        return Values(numbers, gradient)
+
+    def _cut_up(self, batch: Any) -> list[tuple[Callable[[Any], tuple[Tensor, Slopes]], Any]]:
+        """The pieces of a batch, each with the function that evaluates it."""
+        pieces = self._pieces(self._model, batch)
         if self._fuse == "auto" and not self._work:
             for piece in pieces:
                 self._work[shape_of(piece)] += self._saved(self._model, piece) * self._steps
-        numbers, gradient = self._function(pieces[0])(pieces[0])
-        for piece in pieces[1:]:
-            more, slopes = self._function(piece)(piece)
-            numbers, gradient = numbers + more, [_sum(a, b) for a, b in zip(gradient, slopes, strict=True)]
-        return Values(numbers, gradient)
+        return [(self._function(piece), piece) for piece in pieces]
 
     def _function(self, piece: Any) -> Callable[[Any], tuple[Tensor, Slopes]]:
         shape = shape_of(piece) if self._fuse else ()

@@ -144,7 +144,7 @@ class Run:
         """Train to the end of the schedule, from where the run stands; yields each step."""
         steps = self._train()
         while True:
-            with _threads(self.threads), _matmul("high" if self.config.precision == "mixed" else "highest"):
+            with _settings(self.threads, "high" if self.config.precision == "mixed" else "highest"):
                 step = next(steps, None)
             if step is None:
                 return
@@ -312,24 +312,16 @@ def _what(error: OSError) -> str:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def _settings(threads: int, matmul: str) -> Iterator[None]:
+    """Torch's CPU threads, and how exact float32 matrix products are on a GPU ("high" allows TF32), for a while."""
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(matmul)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _matmul(precision: str) -> Iterator[None]:
-    """How exact single-precision matrix products are on a GPU: "high" allows TF32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
 
 
 def build_network(config: RunConfig, problem: Problem, generator: torch.Generator) -> nn.Module:
