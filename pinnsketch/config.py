@@ -222,6 +222,12 @@ class TrainConfig(Section):
             if "schedule" in data:
                 raise PydanticCustomError("both", "give either a method or a schedule of methods, not both")
             mine = {key: value for key, value in data.items() if key in cls.model_fields}
+            known = ("method", "steps", *_options(data["method"])) if data["method"] in tuple(METHODS) else data
+            for key in data.keys() - mine.keys() - set(known):
+                if get_close_matches(str(key), cls.model_fields, 1):
+                    raise PydanticCustomError(
+                        "unknown_key", f"there is no key {key!r} here{did_you_mean(key, (*cls.model_fields, *known))}"
+                    )
             data = {**mine, "schedule": [{key: value for key, value in data.items() if key not in mine}]}
         return data
 

@@ -390,3 +390,10 @@ def test_a_written_config_spells_every_default_out():
     for key, section in written.items():
         if isinstance(section, Mapping) and key not in ("parameters", "weights"):
             assert list(section) == list(type(getattr(config, key)).model_fields)
+
+
+def test_a_slip_in_a_key_of_train_beside_a_method_is_taken_for_that_key():
+    message = fault(train={"method": "adam", "steps": 5, "compiel": True})
+    assert "train: there is no key 'compiel' here; did you mean 'compile'?" in message
+    assert "adam has no option 'momentum'" in fault(train={"method": "adam", "momentum": 0.9})
+    assert "method: expected text; got ['adam']" in fault(train={"method": ["adam"], "compiel": True})
