@@ -138,15 +138,16 @@ class Captured:
     def __init__(self, function: Callable[[Any], Any], batch: Any) -> None:
         self._batch, self._given = holding(batch, (t.clone() for t in tensors_of(batch))), batch
         try:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    function(self._batch)
-            torch.cuda.current_stream().wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=stream):
-                self._results = function(self._batch)
+            with torch.cuda.stream(torch.cuda.current_stream()):  # a capture that fails leaves its own stream current
+                stream = torch.cuda.Stream()
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):
+                    for _ in range(WARM_UP):
+                        function(self._batch)
+                torch.cuda.current_stream().wait_stream(stream)
+                self._graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self._graph, stream=stream):
+                    self._results = function(self._batch)
         except Exception as error:
             raise CannotCompile(_first_line(error)) from error
 

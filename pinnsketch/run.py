@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -338,12 +339,17 @@ def build_network(config: RunConfig, problem: Problem, generator: torch.Generato
 
 def _device(word: str) -> torch.device:
     if word == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        word = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(word)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise RunError(f"device: {word!r} cannot be used here ({str(error).splitlines()[0]}); try cpu or auto.") from None
+    if device.type == "cuda":
+        with warnings.catch_warnings():  # torch's reverse pass says once that it makes a context, which is nothing to act on
+            warnings.filterwarnings("ignore", "Attempting to run cuBLAS")
+            one = torch.ones(1, 1, device=device, requires_grad=True)
+            (one @ one).sum().backward()
     return device
 
 
