@@ -5,8 +5,11 @@ from importlib.metadata import version as _version
 
 from pinnsketch.field import Field, bilaplacian, diff, div, div_grad, grad, laplacian
 from pinnsketch.geometry import Box, Disk, Polygon
-from pinnsketch.monitor import Monitor
+from pinnsketch.health import Finding, Health
+from pinnsketch.monitor import Monitor, Reading
+from pinnsketch.origin import Origin
 from pinnsketch.problem import Data, Problem, Term, Unknown
+from pinnsketch.replay import replay
 from pinnsketch.solution import Solution
 from pinnsketch.solve import solve
 from pinnsketch.train import Stage, train
@@ -17,6 +20,6 @@ except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
-    "Box", "Data", "Disk", "Field", "Monitor", "Polygon", "Problem", "Solution", "Stage", "Term", "Unknown",
-    "bilaplacian", "diff", "div", "div_grad", "grad", "laplacian", "solve", "train",
+    "Box", "Data", "Disk", "Field", "Finding", "Health", "Monitor", "Origin", "Polygon", "Problem", "Reading", "Solution",
+    "Stage", "Term", "Unknown", "bilaplacian", "diff", "div", "div_grad", "grad", "laplacian", "replay", "solve", "train",
 ]  # fmt: skip

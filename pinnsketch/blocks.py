@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf
 
+import torch
 from torch import Tensor
 
 from pinnsketch.geometry.shape import Region
@@ -44,6 +45,24 @@ class Block:
         x, *rest = tensors
         normal = None if self.normal is None else rest.pop(0)
         return replace(self, x=x, normal=normal, columns=dict(zip(self.columns, rest, strict=True)))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one term contributes to the gradient.
+
+    Args:
+        gradient: of its weighted loss, by parameter.
+        norms: of what each point contributes to that, `(n,)`; None where the forward pass does not give it.
+    """
+
+    gradient: list[Tensor]
+    norms: Tensor | None
+
+    def __add__(self, other: Part) -> Part:
+        """The same term at more points."""
+        norms = None if self.norms is None or other.norms is None else torch.cat([self.norms, other.norms])
+        return Part([a + b for a, b in zip(self.gradient, other.gradient, strict=True)], norms)
 
 
 def cut(block: Block, count: int) -> list[Block]:

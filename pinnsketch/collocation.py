@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pinnsketch.blocks import Block, cut, group, known_terms
+from pinnsketch.blocks import Block, Part, cut, group, known_terms
 from pinnsketch.derivatives import Derivatives, Linked, Nested, Order, Widened
 from pinnsketch.field import Field, FieldError
 from pinnsketch.geometry.shape import Region
-from pinnsketch.jets import Jacobian, Jets, NoRule, Outer, Streams, Use, by_rows, by_uses
+from pinnsketch.jets import Jacobian, Jets, NoRule, Outer, Streams, Use, by_rows, by_uses, parts_by_uses, squares
 from pinnsketch.points import Points, draw
 from pinnsketch.problem import Problem, ProblemError, Unknown, check_names, parameters_of, unread
 from pinnsketch.trial import Trial
@@ -160,13 +160,50 @@ class Collocation:
     ) -> tuple[Tensor, dict[int, Outer]]:
         if not plan.apart:
             raise ProblemError(f"Terms {', '.join(block.terms)}: a residual mixes points, so it has no Jacobian row for each.")
-        if plan.rows is None:
-            few = block.piece(0, TRACED)
-            plan = self._plans[trial][block.terms] = replace(plan, rows=self._rows_are_right(trial, few, plan, parameters))
+        plan = self._with_rows(trial, block, plan, parameters)
         uses: list[Use] | None = [] if plan.rows else None
         columns = self._scaled(block, self._residuals(trial, block, plan if plan.rows else Plan(), uses))
         rows = by_rows(columns, parameters) if uses is None else by_uses(columns, uses, parameters)
         return columns.detach().T.flatten(), rows
+
+    def by_term(self, trial: Trial, batch: tuple[Block, ...], parameters: list[nn.Parameter]) -> dict[str, Part]:
+        """The gradient of each term's weighted loss, and the norm of what each point contributes to it.
+
+        One reverse pass for each term; the norms are by the channel-Gram identity, from what that pass leaves at the layers.
+        """
+        found: dict[str, Part] = {}
+        for piece in self.pieces(trial, batch):
+            for block in piece:
+                for name, part in self._planned(trial, block, partial(self._by_term, trial, block, parameters)).items():
+                    found[name] = found[name] + part if name in found else part
+        return {term: found[term] for term in self.problem.terms if term in found}
+
+    def _by_term(self, trial: Trial, block: Block, parameters: list[nn.Parameter], plan: Plan) -> dict[str, Part]:
+        plan = self._with_rows(trial, block, plan, parameters) if plan.apart else plan
+        uses: list[Use] | None = [] if plan.apart and plan.rows else None
+        scaled = {name: self._scaled(block, {name: r}) for name, r in self._residuals(trial, block, plan, uses).items()}
+        if uses is None:
+            how: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+            each = [torch.autograd.grad(r.square().sum(), parameters, **how) for r in scaled.values()]
+            return {name: Part(list(gradient), None) for name, gradient in zip(scaled, each, strict=True)}
+        losses = torch.cat([r.square().sum(dim=1, keepdim=True) for r in scaled.values()], dim=1)
+        outers, none = parts_by_uses(losses, uses, parameters), losses.new_zeros(losses.numel())
+        norms = sum(map(squares, outers.values()), none).clamp(min=0).sqrt().view(len(scaled), -1)
+        sums = [
+            sum((outer.sums() for outer in outers.get(k, ())), p.new_zeros(len(scaled), p.numel()))
+            for k, p in enumerate(parameters)
+        ]
+        return {
+            name: Part([total[t].view_as(p) for total, p in zip(sums, parameters, strict=True)], norms[t])
+            for t, name in enumerate(scaled)
+        }
+
+    def _with_rows(self, trial: Trial, block: Block, plan: Plan, parameters: list[nn.Parameter]) -> Plan:
+        """The plan, with it known whether the forward pass gives rows of the Jacobian."""
+        if plan.rows is None:
+            few = block.piece(0, TRACED)
+            plan = self._plans[trial][block.terms] = replace(plan, rows=self._rows_are_right(trial, few, plan, parameters))
+        return plan
 
     def _rows_are_right(self, trial: Trial, few: Block, plan: Plan, parameters: list[nn.Parameter]) -> bool:
         """Whether the outer products of the forward pass give the gradient that a reverse pass gives."""

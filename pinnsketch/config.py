@@ -7,16 +7,25 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from pinnsketch.gauges import chosen
 from pinnsketch.methods import METHODS
 from pinnsketch.network import ACTIVATIONS, KINDS
 from pinnsketch.points import SAMPLERS
 from pinnsketch.train import Stage
+
+M = TypeVar("M", bound=BaseModel)
+
+
+PACE = {"cpu": 10, "cuda": 100}
+"""Steps from one look to the next: a look takes a third of a small step on a CPU, and some small steps on a GPU."""
+COMPARED = {"default": 25, "full": 10}
+"""Looks from one comparison of the loss terms, which costs some three steps, to the next."""
 
 
 class ConfigError(ValueError):
@@ -78,7 +87,9 @@ def _auto_or_switch(value: Any) -> Any:
     return value
 
 
-def _row_of(table: Mapping[str, Any], word: str) -> Any:
+def row_of(table: Mapping[str, Any], word: str) -> Any:
+    """A validator of names: those in a table of such words."""
+
     def known(name: str) -> str:
         if name not in table:
             raise PydanticCustomError("unknown_name", f"there is no {word} {name!r}{did_you_mean(name, table)}")
@@ -94,9 +105,18 @@ def did_you_mean(name: object, known: Any) -> str:
     return (f"; did you mean {match[0]!r}?" if match else "") + f" (known: {', '.join(names)})"
 
 
+def _readings(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    try:
+        chosen(value)
+    except ValueError as error:
+        raise PydanticCustomError("readings", str(error).removeprefix("Monitor: ").rstrip(".")) from None
+    return value
+
+
 Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
 Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**63)]
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
 
 
@@ -119,10 +139,10 @@ class Section(BaseModel):
 class NetworkConfig(Section):
     """The network: its kind, width, depth and activation of its hidden layers, and how fast it oscillates at the start."""
 
-    kind: Annotated[str, _row_of(KINDS, "network")] = "mlp"
+    kind: Annotated[str, row_of(KINDS, "network")] = "mlp"
     width: Count = 50
     depth: Count = 4
-    activation: Annotated[str, _row_of(ACTIVATIONS, "activation")] = "tanh"
+    activation: Annotated[str, row_of(ACTIVATIONS, "activation")] = "tanh"
     frequency: Positive = 1.0
 
 
@@ -135,7 +155,7 @@ class PointsConfig(Section):
     interior: Count = 1000
     boundary: Count = 200
     terms: dict[str, Count] = {}
-    sampler: Annotated[str, _row_of(SAMPLERS, "sampler")] = "sobol"
+    sampler: Annotated[str, row_of(SAMPLERS, "sampler")] = "sobol"
     resample: Whole = 0
     chunk: Annotated[int | str, BeforeValidator(_auto_or_count)] = "auto"
     test: Count = 4096
@@ -154,18 +174,12 @@ class StageConfig(Section):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    method: Annotated[str, _row_of(METHODS, "method")]
+    method: Annotated[str, row_of(METHODS, "method")]
     steps: Count = 2000
 
     @model_validator(mode="after")
     def _options_of_the_method(self) -> StageConfig:
-        known = _options(self.method)
-        for name, value in self.options.items():
-            if name not in known:
-                raise PydanticCustomError(
-                    "unknown_key", f"{self.method} has no option {name!r}{did_you_mean(name, ('steps', *known))}"
-                )
-            _check_option(name, value, known[name])
+        check_options(self.method, self.options, ("steps",))
         return self
 
     @property
@@ -173,13 +187,29 @@ class StageConfig(Section):
         return dict(self.model_extra or {})
 
     def stage(self) -> Stage:
-        known = _options(self.method)
-        return Stage(self.method, self.steps, {name: type(known[name])(value) for name, value in self.options.items()})
+        return make_stage(self.method, self.steps, self.options)
+
+
+def make_stage(method: str, steps: int, options: Mapping[str, Any]) -> Stage:
+    """A stage of training with options as they stand in a configuration."""
+    known = _options(method)
+    return Stage(method, steps, {name: type(known[name])(value) for name, value in options.items()})
+
+
+def check_options(method: str, options: Mapping[str, Any], beside: tuple[str, ...]) -> None:
+    """Refuse what is no option of a method, or not of its kind; `beside`: keys that may stand there too."""
+    known = _options(method)
+    for name, value in options.items():
+        if name not in known:
+            raise PydanticCustomError("unknown_key", f"{method} has no option {name!r}{did_you_mean(name, (*beside, *known))}")
+        _check_option(name, value, known[name])
 
 
 def _check_option(name: str, value: Any, default: Any) -> None:
-    """An option must be of the kind of its default: positive numbers, or a pair of shares."""
-    if isinstance(default, tuple):
+    """An option must be of the kind of its default: positive numbers, a share where that is zero, or a pair of shares."""
+    if default == 0:
+        kind, fits = "a number from 0 to 1", _is_number(value) and 0 <= value < 1
+    elif isinstance(default, tuple):
         kind = f"{len(default)} numbers from 0 to 1"
         fits = isinstance(value, list) and len(value) == len(default) and all(_is_number(v) and 0 <= v < 1 for v in value)
     else:
@@ -208,7 +238,7 @@ class TrainConfig(Section):
         StageConfig(method="adam", steps=500),
         StageConfig(method="lbfgs", steps=2000),
     )
-    seed: Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     log: Count = 50
     checkpoint: Count = 500
     compile: Annotated[bool | str, BeforeValidator(_auto_or_switch)] = "auto"
@@ -239,13 +269,47 @@ class TrainConfig(Section):
 
 
 class MonitorConfig(Section):
-    """The monitor: rank and decay of its sketches, how often it looks (in steps), and numbers in a gradient sketch."""
+    """The monitor: how often it looks (in steps), what it reads, and the sizes of its sketches.
 
+    `every`: auto: 10, and on a GPU, whose steps are shorter, 100; `readings`: default, full, none, or a list of names; `terms`:
+    how often loss terms are compared (in steps), auto: at each 25th look, with full readings at each 10th; `lags`: distances in
+    steps at which gradients are compared; `entries`: past gradients in the long memory; `size`: numbers in a gradient sketch;
+    `rank`, `decay`, `adaptive`: of the source paper's sketches; `tensorboard`: write readings for it to the run folder.
+    """
+
+    every: Annotated[int | str, BeforeValidator(_auto_or_count)] = "auto"
+    readings: Annotated[str | tuple[str, ...], AfterValidator(_readings)] = "default"
+    terms: Annotated[int | str, BeforeValidator(_auto_or_count)] = "auto"
+    lags: tuple[Count, ...] = (1, 10, 100, 1000)
+    entries: Whole = 32
+    size: Annotated[int, BeforeValidator(_whole), Field(ge=8)] = 509
     rank: Count = 4
     decay: Share = 0.9
-    every: Count = 10
-    size: Annotated[int, BeforeValidator(_whole), Field(ge=8)] = 509
     adaptive: bool = False
+    tensorboard: bool = False
+
+    def pace(self, device: str = "cpu") -> int:
+        """Steps from one look to the next."""
+        return int(self.every) if self.every != "auto" else PACE.get(device, PACE["cpu"])
+
+    def compare(self, device: str = "cpu") -> int:
+        """Steps from one comparison of the loss terms to the next; 0: never."""
+        if "terms" not in chosen(self.readings):
+            return 0
+        looks = COMPARED["full" if self.readings == "full" else "default"]
+        return int(self.terms) if self.terms != "auto" else looks * self.pace(device)
+
+    def options(self, device: str = "cpu") -> dict[str, Any]:
+        """What a Monitor takes."""
+        return {**self.model_dump(exclude={"terms", "tensorboard"}), "every": self.pace(device)}
+
+
+def _on_or_off(value: Any) -> Any:
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
+Watch = Annotated[MonitorConfig | None, BeforeValidator(_on_or_off)]
+"""A monitor with its options; true is one with the usual ones, false none."""
 
 
 class RunConfig(Section):
@@ -261,17 +325,10 @@ class RunConfig(Section):
     points: PointsConfig = PointsConfig()
     weights: dict[str, Positive] = {}
     train: TrainConfig = TrainConfig()
-    monitor: MonitorConfig | None = MonitorConfig()
+    monitor: Watch = MonitorConfig()
     precision: Literal["float64", "float32", "mixed"] = "float64"
     device: str = "auto"
     threads: Whole = 0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _monitor_on_or_off(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and isinstance(data.get("monitor"), bool):
-            data = {**data, "monitor": {} if data["monitor"] else None}
-        return data
 
 
 def read_config(path: Path) -> RunConfig:
@@ -279,6 +336,18 @@ def read_config(path: Path) -> RunConfig:
 
     Raises:
         ConfigError: naming the file and every fault in it.
+    """
+    data = read_yaml(path, "problem: NAME")
+    if "data" in data and "problem" not in data:
+        raise ConfigError(f"{path}: it names data, so it trains on images; use: pinnsketch train {path}")
+    return make_config(data, str(path))
+
+
+def read_yaml(path: Path, least: str) -> dict[str, Any]:
+    """The keys and values in a YAML file, not validated; `least`: what a message says must be there.
+
+    Raises:
+        ConfigError: naming the file and what is wrong with it.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -291,21 +360,26 @@ def read_config(path: Path) -> RunConfig:
     except Exception as error:  # PyYAML lets errors of many kinds through
         raise ConfigError(f"{path} is not valid YAML: {_where(error)}.") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys and values, at least 'problem: NAME'; got {type(data).__name__}.")
-    return make_config(data, str(path))
+        raise ConfigError(f"{path}: expected keys and values, at least '{least}'; got {type(data).__name__}.")
+    return data
 
 
 def make_config(data: Mapping[str, Any], source: str = "config") -> RunConfig:
     """Validate a mapping. Raises ConfigError naming `source` and each fault with its dotted path."""
+    return validate(RunConfig, data, source)
+
+
+def validate(kind: type[M], data: Mapping[str, Any], source: str) -> M:
+    """A mapping as a configuration of a kind. Raises ConfigError as `make_config` does."""
     try:
-        return RunConfig.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         faults = [_explain(fault) for fault in error.errors()]
         listed = faults[0] if len(faults) == 1 else "".join(f"\n  {fault}" for fault in faults)
         raise ConfigError(f"{source}: {listed}") from None
 
 
-def dump_config(config: RunConfig) -> str:
+def dump_config(config: BaseModel) -> str:
     """The configuration as YAML, defaults written out."""
     return yaml.dump(config.model_dump(), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 

@@ -1,101 +1,342 @@
-"""What the monitor's numbers mean: findings, each with its evidence and one sentence of advice."""
+"""What the monitor's numbers mean: findings, each with its evidence and one sentence of advice. A rule is one row in `RULES`.
+
+Lines were drawn on runs with even seeds of `benchmarks/planted.py`, planted and healthy, and judged on those with odd seeds:
+`benchmarks/pathologies.py`. Looks are every 10 steps there, comparisons of the loss terms every 20.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import exp, isfinite, log
-from typing import Any
+from itertools import pairwise
+from math import exp, inf, isfinite, log, sqrt
+from typing import Any, NamedTuple
 
-from pinnsketch.monitor import Reading
+from pinnsketch.monitor import LayerReading, Reading
 
-EXPLODING, VANISHING = 1e3, 1e-8
-"""A layer explodes at this many times its own running mean, and vanishes at this share of the strongest layer."""
-PATIENCE, WARM_UP, MEMORY = 3, 10, 0.95
-"""Readings in a row before a finding, readings before a mean is trusted, and the decay of the running (geometric) mean."""
+NETWORK = "network"
+WARM_UP, MEMORY, WINDOW = 10, 0.95, 5
+"""Looks before a running mean is trusted, its decay (it is geometric), and looks over which losses and cosines are followed."""
+
+EXPLODING = 300.0
+"""A gradient explodes at this many times its own running mean; healthy layers were seen at up to 160 times, once."""
+VANISHING = 1e-6
+"""It vanishes where its norm is this share of that of the strongest layer."""
+DEAD, SATURATED = 0.65, 0.5
+"""Shares of units that are dead, and of units and points that are saturated; healthy ones reach 0.47 and 0.15."""
+RANK, ACTIVATION_RANK = 1.5, 1.015
+"""Stable rank of a gradient, and participation rank of activations, that have one direction.
+
+Healthy gradients of small networks often have one; their activations do not go below 1.09.
+"""
+CANCEL, IMBALANCE, FEW_POINTS, NOISE = 0.09, 300.0, 0.5, 0.33
+"""What is left of two terms' gradients when added, as a share of their norms; ratio of norms; share of the top 1 % of points; and
+the cosine of successive gradients where their noise scale is twice the batch, 1 / (1 + 2)."""
+OSCILLATION, PERIODIC, LONG, STANDSTILL = -0.5, 0.6, 3e-3, 1e-7
+"""Cosine with the gradient before, and with that ten steps ago; an update over the weights that is long, and one that is none."""
+LOW, HIGH, FINE, CONSTANT = 0.1, 10.0, 2e-3, 1e-5
+"""Between which the largest standard deviation of inputs lies, and above which the least, unless it is that of a constant: at
+most this share of the largest."""
+FLAT, FALLING, LEFT, MUCH, MOST = 0.02, -0.8, 1e-3, 0.1, 0.65
+"""A loss is flat if its best of late is not lower by this share; it falls where its correlation with time is
+below this. Shares of the first loss that are left: any, much, most."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with the training of one layer, first seen at a step, with the numbers that show it."""
+    """Something wrong with training, first seen at a step: where, the numbers that show it, and what to do."""
 
     kind: str
     layer: str
     step: int
     evidence: str
     advice: str
+    term: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind} gradient in {self.layer} at step {self.step}: {self.evidence}. {self.advice}"
+        where = f"{self.layer}, term {self.term}" if self.term else self.layer
+        return f"{self.kind} in {where} at step {self.step}: {self.evidence}. {self.advice}"
+
+
+class Sign(NamedTuple):
+    """What a rule sees at one look: where, and the numbers."""
+
+    layer: str
+    evidence: str
+    term: str | None = None
+
+
+class Past(NamedTuple):
+    """What is remembered of a look: the sum of the losses; the cosines of the gradient with that a step and ten steps before, the
+    upper end of the first one's interval; how long the update was over the weights. None where it was not known."""
+
+    loss: float | None
+    cosine: float | None
+    high: float | None
+    tenth: float | None
+    update: float | None
+
+
+@dataclass(frozen=True)
+class View:
+    """What a rule may look at: the reading, and what the readings before it say.
+
+    Args:
+        reading: the present one.
+        usual: geometric running mean of each layer's gradient norm, where it is trusted.
+        past: the last looks, up to WINDOW of them, the present one last.
+        losses: of the terms at present, over what they were at first; empty where they are not known.
+        level: their sum over what it was at first; None where it is not known.
+    """
+
+    reading: Reading
+    usual: Mapping[str, float] = field(default_factory=dict)
+    past: Sequence[Past] = ()
+    losses: Mapping[str, float] = field(default_factory=dict)
+    level: float | None = None
+
+    @property
+    def measured(self) -> list[tuple[str, LayerReading]]:
+        """Layers that are read at the probe points."""
+        return [(name, layer) for name, layer in self.reading.layers.items() if layer.dead is not None]
+
+    @property
+    def hidden(self) -> list[tuple[str, LayerReading]]:
+        """Those whose outputs feed another layer."""
+        return self.measured[:-1]
+
+    @property
+    def terms(self) -> Mapping[str, Any]:
+        return self.reading.network.terms or {}
+
+    def left(self, share: float) -> bool:
+        """Whether as much of the first loss is left, at present."""
+        return self.level is not None and self.level > share
+
+    def flat(self, share: float = FLAT) -> bool:
+        """Whether the best of the last two losses is not lower by that share than the best of those three looks before."""
+        losses = [look.loss for look in self.past if look.loss is not None]
+        return len(losses) >= WINDOW and min(losses[-2:]) > (1 - share) * min(losses[-5:-3])
+
+    @property
+    def trend(self) -> float:
+        """Correlation of the losses with time, over the last looks: near -1 where they fall; 0 where they are not known."""
+        losses = [look.loss for look in self.past if look.loss is not None]
+        mean, middle = sum(losses) / max(len(losses), 1), (len(losses) - 1) / 2
+        up = sum((i - middle) * (loss - mean) for i, loss in enumerate(losses))
+        size = sqrt(sum((i - middle) ** 2 for i in range(len(losses))) * sum((loss - mean) ** 2 for loss in losses))
+        return up / size if size > 0 else 0.0
+
+    def column(self, name: str) -> list[float]:
+        """One number of all the last looks that know it."""
+        return [value for look in self.past if (value := getattr(look, name)) is not None]
+
+
+def non_finite(view: View) -> Iterator[Sign]:
+    ill = [name for name, layer in view.reading.layers.items() if layer.non_finite]
+    if not ill:
+        return
+    given = [(name, layer.input_std is None or all(map(isfinite, layer.input_std))) for name, layer in view.measured]
+    spoilt = [before for (before, well), (_, after) in pairwise(given) if well and not after]
+    origin = spoilt[0] if spoilt else ill[-1]  # values flow from the first layer to the last, gradients from the last to the first
+    yield Sign(origin, f"infinite or NaN entries, in {len(ill)} of {len(view.reading.layers)} layers")
+
+
+def exploding(view: View) -> Iterator[Sign]:
+    norms = {name: layer.gradient_norm for name, layer in view.reading.layers.items() if isfinite(layer.gradient_norm)}
+    times = {name: norm / view.usual[name] for name, norm in norms.items() if name in view.usual}
+    for name in sorted(times, key=lambda name: -times[name]):
+        if times[name] > EXPLODING:
+            yield Sign(name, f"norm {norms[name]:.2g}, {times[name]:.0f} times its running mean")
+
+
+def vanishing(view: View) -> Iterator[Sign]:
+    norms = {name: layer.gradient_norm for name, layer in view.reading.layers.items() if isfinite(layer.gradient_norm)}
+    strongest = max(norms, key=lambda name: norms[name], default="")
+    for name, norm in norms.items():
+        if norm < VANISHING * norms[strongest]:
+            yield Sign(name, f"norm {norm:.2g} against {norms[strongest]:.2g} in {strongest}")
+
+
+def dead(view: View) -> Iterator[Sign]:
+    for name, layer in view.hidden:
+        if layer.saturated is None and (layer.dead or 0) > DEAD:
+            yield Sign(name, f"{100 * (layer.dead or 0):.0f} % of its units give the same at all probe points")
+
+
+def saturated(view: View) -> Iterator[Sign]:
+    for name, layer in view.hidden:
+        if (layer.saturated or 0) > SATURATED:
+            yield Sign(name, f"{100 * (layer.saturated or 0):.0f} % of its units and points have a slope below 1 %")
+
+
+def gradient_rank(view: View) -> Iterator[Sign]:
+    for name, layer in view.hidden:
+        high = layer.stable_rank[1] if layer.stable_rank else inf
+        if high < RANK and (layer.activation_rank or inf) < ACTIVATION_RANK:
+            yield Sign(name, f"stable rank of the gradient below {high:.2f}, participation rank {layer.activation_rank:.3f}")
+
+
+def activation_rank(view: View) -> Iterator[Sign]:
+    for name, layer in view.hidden:
+        if (layer.activation_rank or inf) < ACTIVATION_RANK:
+            yield Sign(name, f"its outputs differ in one direction (participation rank {layer.activation_rank:.3f})")
+
+
+def conflict(view: View) -> Iterator[Sign]:
+    norms, left = view.terms.get("norms", {}), {}
+    for pair, cosine in view.terms.get("cosines", {}).items():
+        a, b = (norms.get(name, 0.0) for name in pair.split(", "))
+        if a * b > 0:
+            left[pair] = sqrt(max(a * a + b * b + 2 * a * b * cosine, 0.0)) / (a + b)
+    pair = min(left, key=lambda pair: left[pair], default="")
+    if pair and left[pair] < CANCEL and view.flat() and view.left(MUCH):
+        yield Sign(NETWORK, f"their gradients cancel but for {100 * left[pair]:.1f} %, and the loss does not fall", pair)
+
+
+def imbalance(view: View) -> Iterator[Sign]:
+    norms = view.terms.get("norms", {})
+    weak, strong = (best(norms, key=lambda name: norms[name], default="") for best in (min, max))
+    if weak and norms[strong] > IMBALANCE * norms[weak] and view.losses.get(weak, 1.0) > MUCH:
+        yield Sign(NETWORK, f"its gradient is {norms[weak]:.2g}, that of {strong} is {norms[strong]:.2g}", weak)
+
+
+def few_points(view: View) -> Iterator[Sign]:
+    for term, share in view.terms.get("top_share", {}).items():
+        if share > FEW_POINTS and view.losses.get(term, 1.0) > MUCH and view.left(MUCH):
+            yield Sign(NETWORK, f"1 % of the points make {100 * share:.0f} % of the sum of the gradient norms", term)
+
+
+def noise(view: View) -> Iterator[Sign]:
+    cosines, losses = [*view.column("cosine"), *view.column("tenth")], view.column("loss")
+    if len(cosines) < 2 * WINDOW - 2 or len(losses) < WINDOW or not view.left(0):
+        return
+    mean, level = sum(cosines) / len(cosines), (view.level or 0.0) * sum(losses) / len(losses) / losses[-1]
+    if OSCILLATION < mean < NOISE and level > MOST and view.trend > FALLING:
+        yield Sign(NETWORK, f"cosines with gradients before are {mean:.2f} on average, and {100 * level:.0f} % of the loss is left")
+
+
+def oscillation(view: View) -> Iterator[Sign]:
+    last = view.past[1 - WINDOW :]
+    highs, tenths = ([value for look in last if (value := getattr(look, name)) is not None] for name in ("high", "tenth"))
+    if len(highs) < WINDOW - 1 or max(highs) > OSCILLATION or not view.flat(5 * FLAT) or not view.left(MUCH / 2):
+        return
+    update = max((look.update for look in last if look.update is not None), default=0.0)
+    if update > LONG or (tenths and sum(tenths) / len(tenths) > PERIODIC):
+        yield Sign(NETWORK, f"cosines with the gradient before are below {max(highs):.2f} for certain, and the loss does not fall")
+
+
+def stagnation(view: View) -> Iterator[Sign]:
+    ratio = view.reading.network.update_ratio
+    if ratio is not None and ratio < STANDSTILL and view.left(LEFT):
+        yield Sign(NETWORK, f"an update is {ratio:.1g} of the parameters, with {100 * (view.level or 0):.2g} % of the loss left")
+
+
+def input_scaling(view: View) -> Iterator[Sign]:
+    first = next((name for name in view.reading.layers if name != NETWORK), NETWORK)
+    low, high = view.reading.layers[first].input_std or (1.0, 1.0) if first in view.reading.layers else (1.0, 1.0)
+    if high > HIGH or high < LOW or CONSTANT * high < low < FINE:
+        yield Sign(first, f"standard deviations of its inputs lie from {low:.2g} to {high:.2g}")
+
+
+class Rule(NamedTuple):
+    """A kind of trouble: what shows it, at how many looks in a row, and what to do; `spreads`: from layer to layer, so that only
+    the first layer is named."""
+
+    signs: Callable[[View], Iterator[Sign]]
+    patience: int
+    advice: str
+    spreads: bool = False
+
+
+RULES: dict[str, Rule] = {
+    "non-finite gradient": Rule(non_finite, 1, "Lower train.lr, or look for a division or a root in the residuals.", True),
+    "exploding gradient": Rule(exploding, 2, "Lower train.lr, or begin with adam before lbfgs.", True),
+    "vanishing gradient": Rule(vanishing, 2, "Lower network.depth, or change network.activation to tanh or sin.", True),
+    "dead units": Rule(dead, 3, "Change network.activation to tanh or silu, or lower train.lr.", True),
+    "saturation": Rule(saturated, 3, "Lower network.frequency or train.lr, or scale the inputs of a network of your own."),
+    "gradient rank collapse": Rule(
+        gradient_rank, 3, "Raise network.frequency or points.interior, or lower network.depth.", True
+    ),
+    "activation rank collapse": Rule(activation_rank, 3, "Raise network.frequency, or lower network.depth.", True),
+    "conflicting terms": Rule(conflict, 2, "Look whether both can hold at once; if so, change their weights."),
+    "imbalanced terms": Rule(imbalance, 2, "Raise its entry in weights."),
+    "oscillation": Rule(oscillation, 1, "Lower train.lr."),
+    "stagnation": Rule(stagnation, 3, "Raise train.lr, or change train.method."),
+    "noise-dominated gradient": Rule(noise, 1, "Raise points.interior, or resample less often with points.resample."),
+    "few points dominate": Rule(few_points, 2, "Look at the residual there; raise points.interior, or put points where it is large."),
+    "input scaling": Rule(input_scaling, 1, "Scale the inputs of your network to a standard deviation near 1."),
+}
+COMPARED = ("imbalanced terms", "few points dominate")
+"""Kinds that are judged where the terms have been compared anew."""
 
 
 @dataclass
 class Health:
-    """Judges readings as they come; each kind of trouble is found once for each layer."""
+    """Judges readings as they come; each kind of trouble is found once for each layer and term."""
 
     findings: list[Finding] = field(default_factory=list)
     _means: dict[str, float] = field(default_factory=dict)
     _seen: int = 0
     _streaks: dict[str, int] = field(default_factory=dict)
+    _past: list[Past] = field(default_factory=list)
+    _first: dict[str, float] = field(default_factory=dict)
+    _compared: int = -1
 
-    def observe(self, step: int, reading: Reading) -> list[Finding]:
-        """Judge a reading taken after a step. Returns what was found for the first time."""
-        fresh = [finding for finding in (*self._non_finite(step, reading), *self._sizes(step, reading)) if self._new(finding)]
+    def observe(self, step: int, reading: Reading, losses: Mapping[str, float] | None = None) -> list[Finding]:
+        """Judge a reading taken after a step, with the losses of that step where they are known.
+
+        Returns: what was found for the first time.
+        """
+        view, fresh = self._view(reading, losses), []
+        compared = view.terms.get("updates", -1)
+        for kind, rule in RULES.items():
+            if kind in COMPARED and compared == self._compared:
+                continue
+            signs = {f"{kind} {sign.layer} {sign.term or ''}": sign for sign in rule.signs(view)}
+            self._count(kind, signs)
+            lasting = [sign for what, sign in signs.items() if self._streaks[what] >= rule.patience]
+            named = lasting[:1] if rule.spreads else lasting
+            found = (Finding(kind, sign.layer, step, sign.evidence, rule.advice, sign.term) for sign in named)
+            fresh += [finding for finding in found if self._new(finding)]
+        self._compared = compared
+        self._remember(reading, view.usual)
         self.findings += fresh
         return fresh
 
-    def _non_finite(self, step: int, reading: Reading) -> list[Finding]:
-        ill = [(name, layer) for name, layer in reading.layers.items() if layer.non_finite]
-        if not ill or any(finding.kind == "non-finite" for finding in self.findings):
-            return []
-        name, _ = ill[-1]  # gradients flow from the last layer to the first
-        return [
-            Finding(
-                "non-finite",
-                name,
-                step,
-                f"infinite or NaN entries, in {len(ill)} of {len(reading.layers)} layers",
-                "Lower train.lr, or look for a division or a root in the residuals.",
-            )
-        ]
+    def _view(self, reading: Reading, losses: Mapping[str, float] | None) -> View:
+        known = dict(losses or {})
+        total: float | None = sum(known.values()) if known and all(map(isfinite, known.values())) else None
+        if total is not None and not self._first:
+            self._first = known
+        network = reading.network
+        lag, tenth = network.lags.get(1), network.lags.get(10)
+        before = lag.value if lag else None, lag.high if lag else None, tenth.value if tenth else None
+        self._past = [*self._past, Past(total, *before, network.update_ratio)][-WINDOW:]
+        usual = {name: exp(mean) for name, mean in self._means.items()} if self._seen >= WARM_UP else {}
+        relative = {name: loss / self._first[name] for name, loss in known.items() if self._first.get(name, 0) > 0}
+        start = sum(self._first.values())
+        level = total / start if total is not None and start > 0 else None
+        return View(reading, usual, self._past, relative, level)
 
-    def _sizes(self, step: int, reading: Reading) -> list[Finding]:
-        norms = {name: layer.gradient_norm for name, layer in reading.layers.items() if isfinite(layer.gradient_norm)}
-        if not norms:
-            return []
-        strongest, found = max(norms, key=lambda name: norms[name]), []
-        for name, norm in norms.items():
-            mean = exp(self._means[name]) if name in self._means else norm
-            if self._lasts(f"exploding {name}", self._seen >= WARM_UP and mean > 0 and norm > EXPLODING * mean):
-                found.append(
-                    Finding(
-                        "exploding",
-                        name,
-                        step,
-                        f"norm {norm:.2g}, {norm / mean:.0f} times its running mean",
-                        "Lower train.lr, or begin with adam before lbfgs.",
-                    )
-                )
-            if self._lasts(f"vanishing {name}", norm < VANISHING * norms[strongest]):
-                found.append(
-                    Finding(
-                        "vanishing",
-                        name,
-                        step,
-                        f"norm {norm:.2g} against {norms[strongest]:.2g} in {strongest}",
-                        "Lower network.depth, or change network.activation to tanh or sin.",
-                    )
-                )
-            if 0 < norm <= EXPLODING * mean:
-                self._means[name] = MEMORY * self._means.get(name, log(norm)) + (1 - MEMORY) * log(norm)
+    def _count(self, kind: str, signs: Mapping[str, Sign]) -> None:
+        for what in [what for what in self._streaks if what.startswith(f"{kind} ") and what not in signs]:
+            del self._streaks[what]
+        for what in signs:
+            self._streaks[what] = self._streaks.get(what, 0) + 1
+
+    def _remember(self, reading: Reading, usual: Mapping[str, float]) -> None:
         self._seen += 1
-        return found
-
-    def _lasts(self, what: str, now: bool) -> bool:
-        self._streaks[what] = self._streaks.get(what, 0) + 1 if now else 0
-        return self._streaks[what] >= PATIENCE
+        for name, layer in reading.layers.items():
+            norm = layer.gradient_norm
+            if 0 < norm <= EXPLODING * usual.get(name, inf) and isfinite(norm):
+                self._means[name] = MEMORY * self._means.get(name, log(norm)) + (1 - MEMORY) * log(norm)
 
     def _new(self, finding: Finding) -> bool:
-        return not any((known.kind, known.layer) == (finding.kind, finding.layer) for known in self.findings)
+        same = (finding.kind, finding.layer, finding.term)
+        if finding.kind == "non-finite gradient":
+            return not any(known.kind == finding.kind for known in self.findings)
+        return not any((known.kind, known.layer, known.term) == same for known in self.findings)
 
     def __bool__(self) -> bool:
         """Whether nothing was found."""
@@ -107,8 +348,13 @@ class Health:
             "means": dict(self._means),
             "seen": self._seen,
             "streaks": dict(self._streaks),
+            "past": [list(look) for look in self._past],
+            "first": dict(self._first),
+            "compared": self._compared,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.findings = [Finding(**finding) for finding in state["findings"]]
         self._means, self._seen, self._streaks = dict(state["means"]), state["seen"], dict(state["streaks"])
+        self._past = [Past(*look) for look in state["past"]]
+        self._first, self._compared = dict(state["first"]), state["compared"]

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pinnsketch.config import ConfigError, RunConfig, did_you_mean, read_config
+from pinnsketch.config import ConfigError, RunConfig, did_you_mean, read_config, read_yaml
+from pinnsketch.image_config import ImageConfig, read_image_config
 from pinnsketch.problem import Problem, ProblemError
 
 HERE = Path(__file__).parent
@@ -23,8 +24,11 @@ def shipped(kind: str) -> Path:
 
 
 def names(kind: str) -> list[str]:
-    """Names of the shipped problems or configs."""
-    return sorted(path.stem for path in shipped(kind).glob("*.py" if kind == "problems" else "*.yaml"))
+    """Names of the shipped "problems", "configs" that solve one, or "image configs"."""
+    if kind == "problems":
+        return sorted(path.stem for path in shipped(kind).glob("*.py"))
+    key = "data" if kind == "image configs" else "problem"
+    return sorted(path.stem for path in shipped("configs").glob("*.yaml") if key in read_yaml(path, f"{key}: NAME"))
 
 
 def find_config(word: str) -> tuple[RunConfig, Path]:
@@ -40,13 +44,34 @@ def find_config(word: str) -> tuple[RunConfig, Path]:
         raise ConfigError(f"{word} is a folder; give a YAML file. To go on with a run folder use: pinnsketch resume {word}")
     if path.is_file() and path.suffix == ".py":
         return RunConfig(problem=str(path.absolute())), path.parent.absolute()
+    file = _config_file(word, "configs")
+    return read_config(file), file.parent.absolute()
+
+
+def find_image_config(word: str) -> ImageConfig:
+    """The configuration that a word on the command line means: the path of a YAML file, or the name of a shipped config.
+
+    Raises:
+        ConfigError: if there is nothing of that name, or it is wrong.
+    """
+    path = Path(word)
+    if path.is_dir():
+        raise ConfigError(f"{word} is a folder; give a YAML file. To go on with a run folder use: pinnsketch resume {word}")
+    if path.is_file() and path.suffix == ".py":
+        raise ConfigError(f"{word} is a Python file, as of a problem, which is solved; use: pinnsketch solve {word}")
+    return read_image_config(_config_file(word, "image configs"))
+
+
+def _config_file(word: str, kind: str) -> Path:
+    """The YAML file of that path, or the shipped one of that name, of whatever kind; `kind`: what a message lists."""
+    path, known = Path(word), {name for each in ("configs", "image configs") for name in names(each)}
     if path.is_file():
-        return read_config(path), path.parent.absolute()
-    if word in names("configs"):
-        return read_config(shipped("configs") / f"{word}.yaml"), shipped("configs")
-    if path.stem in names("configs"):
+        return path
+    if word in known:
+        return shipped("configs") / f"{word}.yaml"
+    if path.stem in known:
         raise ConfigError(f"There is no file {word}. A shipped config is called by its name alone: {path.stem}")
-    raise ConfigError(f"There is no file {word}, nor a shipped config of that name. Shipped: {', '.join(names('configs'))}.")
+    raise ConfigError(f"There is no file {word}, nor a shipped config of that name. Shipped: {', '.join(names(kind))}.")
 
 
 def find_problem(word: str, folder: Path) -> Path:

@@ -2,74 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pinnsketch.sketch import AdaptiveRank, SignFold, ThreeSketch, cosine_interval
+from pinnsketch.gauges import GAUGES, ITSELF, WHOLE, Gauge, Interval, Look, Setup, chosen
+from pinnsketch.gauges.gauge import Activation
+from pinnsketch.gauges.memory import LongMemory
+from pinnsketch.gauges.paper import Paper
+from pinnsketch.gauges.terms import Part, Terms
+from pinnsketch.sketch import AdaptiveRank, SignFold
 
-ITSELF = "network"
-"""The name of the layer that the network itself is, when parameters are its own."""
+Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class LayerReading:
-    """What the monitor knows of one layer.
+    """What the monitor knows of one layer, or of all together; None where it was not asked, or cannot be known.
 
     Args:
         gradient_norm: the Euclidean norm of the gradient of its parameters, exact.
         update_ratio: length of the last update over that of the parameters, from sketches (exact up to 509 parameters,
             else with a relative standard error of 1/sqrt(2 p), 3 %).
-        drift: cosine of the gradient with the moving average of those looked at before, from sketches; None where one is zero.
-        drift_interval: 95 % interval of that cosine; a point where the sketch is exact.
-        activation_stable_rank: stable rank of the sketch of the layer's output on the probe points (the gauge of Antil &
-            Verma 2025); it speaks of activations, not of gradients. None without probe points.
         non_finite: looks so far at which some gradient entry was infinite or NaN.
+        drift, lags: cosines of the gradient with those before it (`pinnsketch.gauges.drift`).
+        dead, saturated, activation_rank, input_std: of the layer's units on the probe points (`.units`).
+        stable_rank: certified interval of the stable rank of the weight's gradient (`.spectrum`).
+        eigenvalues, gradient_rank: certified intervals of the spectrum of its average over time (`.spectrum`).
+        terms: the loss terms compared (`.terms`).
+        noise: gradient noise scale over batch size, for fresh batches (`.drift`).
+        paper: the readings of Antil & Verma (2025), of activations (`.paper`).
     """
 
     gradient_norm: float
-    update_ratio: float | None
-    drift: float | None
-    drift_interval: tuple[float, float] | None
-    activation_stable_rank: float | None
-    non_finite: int
+    update_ratio: float | None = None
+    non_finite: int = 0
+    drift: Interval | None = None
+    lags: Mapping[int, Interval] = field(default_factory=dict)
+    dead: float | None = None
+    saturated: float | None = None
+    activation_rank: float | None = None
+    input_std: Pair | None = None
+    stable_rank: Pair | None = None
+    eigenvalues: Sequence[Pair] = ()
+    gradient_rank: Pair | None = None
+    terms: Mapping[str, Any] | None = None
+    noise: float | None = None
+    paper: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Readings of all layers, from first to last, after so many updates."""
+    """Readings of all layers, from first to last, and of the whole network, after so many updates."""
 
     updates: int
     layers: dict[str, LayerReading]
+    network: LayerReading
 
     def as_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "layers": {name: asdict(layer) for name, layer in self.layers.items()}}
+        """Plain values, without what was not read."""
+        layers = {name: _plain(layer) for name, layer in self.layers.items()}
+        return {"updates": self.updates, "layers": layers, "network": _plain(self.network)}
+
+    def scalars(self) -> dict[str, float]:
+        """Every reading that is one number or an interval, by `layer/reading`: what a TensorBoard writer takes."""
+        found = {}
+        for name, reading in (*self.layers.items(), (ITSELF, self.network)):
+            for word, value in _plain(reading).items():
+                if isinstance(value, (int, float)):
+                    found[f"{name}/{word}"] = float(value)
+                elif word == "lags":
+                    found |= {f"{name}/lag_{lag}": cosine[0] for lag, cosine in value.items()}
+                elif word in ("stable_rank", "gradient_rank"):
+                    found |= {f"{name}/{word}_low": value[0], f"{name}/{word}_high": value[1]}
+                elif word == "drift":
+                    found[f"{name}/drift"] = value[0]
+        return found
+
+
+def _plain(reading: LayerReading) -> dict[str, Any]:
+    return {word: _lists(value) for word, value in asdict(reading).items() if value is not None and value not in ({}, ())}
+
+
+def _lists(value: Any) -> Any:
+    """The value with lists for tuples, which any file holds."""
+    if isinstance(value, Mapping):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class Monitor:
     """Watches the layers of a network: call `update()` after every training step, `read()` when you want to know.
 
     It reads parameters and their gradients, keeps a fixed number of bytes whatever the number of steps and points, and has
-    its own random numbers, so training is bit for bit the same with it and without.
+    its own random numbers, so training is bit for bit the same with it and without. Call `update()` between the last
+    `backward()` of a step and `zero_grad()`; before clipping, to see what was computed. Of a compiled model, and of one in
+    DistributedDataParallel, it sees the model inside.
 
     Args:
         network: any module; each submodule with parameters of its own is a layer.
-        probe: points `(N_b, d)` at which activations are sketched, in a forward pass of the monitor's own; a few hundred
-            points that stay the same, so that averages over time compare like with like. None: no activation readings.
-        rank: r of the activation sketches, which have 2r + 1 columns.
+        probe: points `(N_b, d)` at which activations are measured, in a forward pass of the monitor's own; a few hundred
+            points that stay the same, so that readings over time compare like with like. None: no activation readings.
+        rank: r of the activation sketches of the source paper, which have 2r + 1 columns.
         decay: factor of the moving averages.
         every: it looks at every so many updates, and lets the others pass.
         size: numbers in a gradient sketch; a prime spreads the columns of weight matrices evenly over them.
         adaptive: let Algorithm 1 of Antil & Verma choose the rank from the losses given to `update`.
+        readings: "default", "full", "none" (norms of gradients and updates alone), or a list of names in
+            `pinnsketch.gauges.NAMES`.
+        lags: distances in updates at which gradients are compared.
+        entries: past gradients that the long memory holds.
         seed: of the sketches.
 
     Raises:
-        ValueError: if the network has no parameters that train, or an adaptive rank no probe points.
+        ValueError: if the network has no parameters that train, a reading is unknown, or an adaptive rank has no probe points.
     """
 
     def __init__(
@@ -82,142 +133,231 @@ class Monitor:
         every: int = 10,
         size: int = 509,
         adaptive: bool = False,
+        readings: str | Sequence[str] = "default",
+        lags: Sequence[int] = (1, 10, 100, 1000),
+        entries: int = 32,
         seed: int = 0,
     ) -> None:
         if adaptive and probe is None:
             raise ValueError("Monitor: adaptive=True chooses the rank of the activation sketches; it needs probe points.")
-        self._network, self._probe, self._every, self._decay, self._seed = network, probe, every, decay, seed
-        self._layers = dict(_layers(network))
+        names = dict.fromkeys((*chosen(readings), *(("paper",) if adaptive else ())))
+        self._network, self._probe, self._every = inside(network), probe, every
+        self._layers = dict(_layers(self._network))
         if not self._layers:
             raise ValueError("Monitor: the network has no parameters that train; there is nothing to watch.")
         like = next(iter(self._layers.values()))[0]
         self._fold = SignFold([sum(map(Tensor.numel, ps)) for ps in self._layers.values()], size, seed, like.device)
-        empty = torch.zeros(len(self._layers), size, dtype=like.dtype, device=like.device)
-        self._mean = empty.clone()
-        """Sketch of the moving average of the gradient, by layer."""
+        self._setup = Setup(
+            layers=self._layers, size=size, exact=self._fold.exact, every=every, rank=rank, decay=decay, seed=seed,
+            lags=tuple(lags), entries=entries, activations=None if probe is None else self._activations,
+        )  # fmt: skip
+        self._gauges: dict[str, Gauge] = {name: GAUGES[name](self._setup) for name in names if name != "terms"}
+        self._terms = Terms(self._setup)
         self._weights = self._fold(list(self._layers.values())).detach()
-        self._last = torch.zeros(len(self._layers), 4, dtype=like.dtype, device=like.device)
-        """The last look; columns are gradient norm, length of the update, length of the weights, drift."""
-        self._last[:, 3] = torch.nan
-        self._non_finite = torch.zeros(len(self._layers), dtype=torch.int64, device=like.device)
+        self._before: tuple[Tensor, Tensor, Tensor] | None = None
+        self._consecutive = "drift" in names and 1 in lags
+        """Whether gradients are compared with those one update before."""
+        self._last = self._setup.zeros(3, len(self._layers))
+        """The last look: norm of the gradient, length of the update, length of the weights."""
+        self._non_finite = self._setup.zeros(len(self._layers), dtype=torch.int64)
         self.updates = 0
+        self.looked = False
+        """Whether the last update was looked at."""
         self._adaptive = AdaptiveRank(rank) if adaptive else None
-        self._activations: dict[str, ThreeSketch] = {}
-        if probe is not None:
-            self._start_activations(rank)
 
     @torch.no_grad()
-    def update(self, loss: float | None = None, *, now: bool = False) -> None:
+    def update(self, loss: float | None = None, *, now: bool = False, scaler: Any = None) -> None:
         """Take note of a finished step, whose gradient is in `p.grad`.
 
         Args:
             loss: the value that an adaptive rank follows; not needed otherwise.
             now: look at this step whatever `every` says, as at a step that went wrong.
+            scaler: the GradScaler, where there is one; gradients that it has not unscaled yet are read as if it had, and steps
+                that it skips for an overflow are not taken for trouble.
         """
         self.updates += 1
-        if now or (self.updates - 1) % self._every == 0:
-            self._look(consecutive=not now or self._every == 1)
-            if self._activations:
-                self._sketch_activations(loss)
+        regular = (self.updates - 1) % self._every == 0
+        self.looked = now or regular
+        if self.looked:
+            self._look(loss, consecutive=not now or self._every == 1, scaler=scaler)
         if self.updates % self._every == 0:
             self._weights = self._fold(list(self._layers.values()))
+            if self._consecutive and not self.looked:
+                self._before = _kept(*self._fold.measure(self._gradients()))
 
-    def _look(self, consecutive: bool) -> None:
-        gradients = [[torch.zeros_like(p) if p.grad is None else p.grad for p in ps] for ps in self._layers.values()]
-        rows = self._fold.rows(gradients)
-        norms = self._fold.sum_rows(rows.square().sum(dim=1, keepdim=True)).sqrt()
-        sketch, weights = self._fold.fold(rows), self._fold(list(self._layers.values()))
-        moved = torch.linalg.vector_norm(weights - self._weights, dim=1, keepdim=True)
-        size = torch.linalg.vector_norm(weights, dim=1, keepdim=True)
-        drift = torch.cosine_similarity(sketch, self._mean, dim=1, eps=0.0)[:, None]  # NaN if one is zero, as at first
-        self._last = torch.cat([norms, moved if consecutive else moved * torch.nan, size, drift], dim=1)
-        finite = norms.isfinite()
-        self._non_finite += ~finite[:, 0]
-        self._mean = torch.where(finite, torch.lerp(self._mean, sketch, 1 - self._decay), self._mean)
+    def _gradients(self) -> list[list[Tensor]]:
+        return [[torch.zeros_like(p) if p.grad is None else p.grad for p in ps] for ps in self._layers.values()]
+
+    def _look(self, loss: float | None, consecutive: bool, scaler: Any) -> None:
+        gradients = self._gradients()
+        norms, sketch, cells = self._fold.measure(gradients)
+        if scaler is not None and _still_scaled(scaler):
+            norms = norms / scaler._scale
+        weights = self._fold(list(self._layers.values()))
+        moved, size = ((w.double()).norm(dim=1) for w in (weights - self._weights, weights))
+        self._last = torch.stack([norms, moved if consecutive else moved * torch.nan, size])
+        if scaler is None:
+            self._non_finite += ~norms.isfinite()
+        before = self._before if consecutive else None
+        look = Look(self.updates, gradients, norms, sketch, cells, before, loss, self._setup)
+        if self._adaptive:
+            self._adapt(loss)
+        for gauge in self._gauges.values():
+            gauge.look(look)
+        self._before = _kept(norms, sketch, cells) if self._consecutive else None
+
+    def _adapt(self, loss: float | None) -> None:
+        if loss is None:
+            raise ValueError("Monitor: an adaptive rank follows the loss; give it, as in monitor.update(loss).")
+        if self._adaptive and self._adaptive.update(loss):
+            self._paper.start(self._adaptive.rank)
+
+    @property
+    def _paper(self) -> Paper:
+        paper = self._gauges["paper"]
+        assert isinstance(paper, Paper)
+        return paper
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is watched, layer by layer: the order in which `note_terms` takes gradients."""
+        return [p for ps in self._layers.values() for p in ps]
+
+    @torch.no_grad()
+    def note_terms(self, parts: Mapping[str, Part]) -> None:
+        """Take note of what each loss term contributes to the gradient, by name; gradients in the order of `parameters`."""
+        self._terms.note(parts, self.updates)
+
+    def split(self, losses: Mapping[str, Tensor]) -> None:
+        """The same from the (weighted) losses themselves, before `backward()`: one more reverse pass for each."""
+
+        def part(loss: Tensor) -> _Split:
+            found = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+            return _Split(found)
+
+        self.note_terms({name: part(loss) for name, loss in losses.items()})
 
     def read(self) -> Reading:
         """The state of all layers, after at least one update."""
-        last, counts = self._last.tolist(), self._non_finite.tolist()
-        found = {}
-        for i, name in enumerate(self._layers):
-            gradient, update, weight, cosine = last[i]
-            drift = cosine if isfinite(cosine) else None
-            interval = None if drift is None else self._interval(i, drift)
-            sketch = self._activations.get(name)
-            rank = sketch.stable_rank() if sketch and sketch.updates else None
-            ratio = update / weight if weight and isfinite(update) else None
-            found[name] = LayerReading(gradient, ratio, drift, interval, rank, counts[i])
-        return Reading(self.updates, found)
+        gauges = [*self._gauges.values(), self._terms]
+        numbers = [self._last, self._non_finite.double(), *(gauge.numbers for gauge in gauges)]
+        values = torch.cat([n.flatten() for n in numbers]).tolist()  # the one time that a GPU is waited for
+        parts, start = [], 0
+        for n in numbers:
+            parts.append(values[start : start + n.numel()])
+            start += n.numel()
+        found: dict[str, dict[str, Any]] = {name: {} for name in (*self._layers, WHOLE)}
+        for gauge, own in zip(gauges, parts[2:], strict=True):
+            for name, readings in gauge.read(own).items():
+                found[name] |= readings
+        width = len(self._layers)
+        norms, moved, sizes = (parts[0][k * width : (k + 1) * width] for k in range(3))
+        columns = zip(self._layers, norms, moved, sizes, parts[1], strict=True)
+        layers = {
+            name: LayerReading(norm, _over(move, size), int(count), **found[name]) for name, norm, move, size, count in columns
+        }
+        together = (_together(column) for column in (norms, moved, sizes))
+        norm, move, size = together
+        whole = LayerReading(norm, _over(move, size), int(max(parts[1])), **found[WHOLE])
+        return Reading(self.updates, layers, whole)
 
-    def _interval(self, layer: int, cosine: float) -> tuple[float, float]:
-        return (cosine, cosine) if self._fold.exact[layer] else cosine_interval(cosine, self._fold.size)
+    def similarity(self) -> tuple[list[int], Tensor, float] | None:
+        """The long memory: updates `(T,)`, cosines of their gradients `(T, T)`, and half the width of a 95 % interval."""
+        memory = self._gauges.get("memory")
+        return memory.similarity() if isinstance(memory, LongMemory) else None
+
+    def sketch(self) -> Tensor:
+        """The sketch of each layer's gradient as it is in `p.grad`, `(L, p)`: linear, so those of shards add up."""
+        return self._fold(self._gradients())
 
     @property
     def bytes(self) -> int:
         """Bytes that the monitor keeps between updates."""
-        own = (self._mean, self._weights, self._last, self._non_finite)
+        held = [self._weights, self._last, self._non_finite, *(self._before or ())]
         probe = 0 if self._probe is None else self._probe.nbytes
-        return sum(t.nbytes for t in own) + self._fold.bytes + probe + sum(s.bytes for s in self._activations.values())
-
-    def _start_activations(self, rank: int) -> None:
-        seen = self._activations_now()
-        self._activations = {
-            name: ThreeSketch(
-                a.shape[1], b.shape[1], rank=rank, decay=self._decay, seed=self._seed, layer=i, dtype=a.dtype, device=a.device
-            )
-            for i, (name, (a, b)) in enumerate(seen.items())
-        }
-
-    def _sketch_activations(self, loss: float | None) -> None:
-        if self._adaptive and loss is None:
-            raise ValueError("Monitor: an adaptive rank follows the loss; give it, as in monitor.update(loss).")
-        if self._adaptive and self._adaptive.update(loss):  # type: ignore[arg-type]
-            self._start_activations(self._adaptive.rank)
-        drawn = next(iter(self._activations.values())).projections(len(self._probe))  # type: ignore[arg-type]
-        for name, (inputs, outputs) in self._activations_now().items():
-            self._activations[name].update(inputs, outputs, drawn)
+        gauges = [*self._gauges.values(), self._terms]
+        return sum(t.nbytes for t in held) + self._fold.bytes + probe + sum(gauge.bytes for gauge in gauges)
 
     @torch.no_grad()
-    def _activations_now(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Input and output of each linear layer on the probe points; its output is what the next layer is given."""
-        seen: dict[str, Tensor] = {}
+    def _activations(self) -> dict[str, Activation]:
+        """What goes into each linear layer, comes out of it, and goes into the next, on the probe points."""
+        seen: dict[str, list[Tensor]] = {}
         modules = ((name or ITSELF, module) for name, module in self._network.named_modules())
         linear = {name: module for name, module in modules if isinstance(module, nn.Linear) and name in self._layers}
 
         def keep(name: str) -> Any:
-            return lambda module, inputs: seen.__setitem__(name, inputs[0])
+            return lambda module, inputs, output: seen.__setitem__(name, [inputs[0], output])
 
-        hooks = [module.register_forward_pre_hook(keep(name)) for name, module in linear.items()]
+        hooks = [module.register_forward_hook(keep(name)) for name, module in linear.items()]
         try:
             with _evaluating(self._network):
                 final = self._network(self._probe)
         finally:
             for hook in hooks:
                 hook.remove()
-        pairs = zip(seen.items(), [*list(seen.values())[1:], final], strict=False)
-        batch = self._probe.shape[:1]  # type: ignore[union-attr]
-        found = {name: (before, after) for (name, before), after in pairs}
-        return {name: pair for name, pair in found.items() if all(a.shape[:-1] == batch for a in pair)}
+        nexts = [*(before for before, _ in list(seen.values())[1:]), final]
+        batch, rows = len(self._probe), zip(seen.items(), nexts, strict=False)  # type: ignore[arg-type]
+        found = {name: Activation(before, linear, after) for (name, (before, linear)), after in rows}
+        return {name: a for name, a in found.items() if all(t.ndim > 1 and len(t) == batch for t in a)}
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "updates": self.updates,
-            "mean": self._mean,
             "weights": self._weights,
             "last": self._last,
+            "before": list(self._before) if self._before else None,
             "non_finite": self._non_finite,
-            "activations": {name: sketch.state_dict() for name, sketch in self._activations.items()},
+            "terms": self._terms.state_dict(),
+            "gauges": {name: gauge.state_dict() for name, gauge in self._gauges.items()},
             "adaptive": self._adaptive.state_dict() if self._adaptive else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.updates = state["updates"]
-        self._mean, self._weights = state["mean"].clone(), state["weights"].clone()
-        self._last, self._non_finite = state["last"].clone(), state["non_finite"].clone()
-        for name, saved in state["activations"].items():
-            self._activations[name].load_state_dict(saved)
+        self._weights, self._last, self._non_finite = (state[word].clone() for word in ("weights", "last", "non_finite"))
+        self._before = _kept(*state["before"]) if state["before"] else None
+        self._terms.load_state_dict(state["terms"])
         if self._adaptive and state["adaptive"]:
             self._adaptive.load_state_dict(state["adaptive"])
+            self._paper.start(self._adaptive.rank)
+        for name, saved in state["gauges"].items():
+            self._gauges[name].load_state_dict(saved)
+
+
+@dataclass(frozen=True)
+class _Split:
+    gradient: Sequence[Tensor]
+    norms: None = None
+
+
+def _kept(norms: Tensor, sketch: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What is kept of a gradient until the next update; unit sketches in half precision."""
+    return norms.clone(), sketch.half(), cells.clone()
+
+
+def _over(move: float, size: float) -> float | None:
+    return move / size if size and isfinite(move) else None
+
+
+def _together(column: list[float]) -> float:
+    return sum(value * value for value in column) ** 0.5
+
+
+def _still_scaled(scaler: Any) -> bool:
+    """Whether a GradScaler has yet to divide the gradients of this step by its scale."""
+    states = getattr(scaler, "_per_optimizer_states", {}).values()
+    return scaler.is_enabled() and not any(getattr(state["stage"], "name", "READY") != "READY" for state in states)
+
+
+def inside(network: nn.Module) -> nn.Module:
+    """The module itself, in a compiled or a distributed one."""
+    while True:
+        inner = getattr(network, "_orig_mod", None)
+        if inner is None and isinstance(network, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = network.module
+        if inner is None:
+            return network
+        network = inner
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, list[nn.Parameter]]]:

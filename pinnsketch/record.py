@@ -19,6 +19,7 @@ from pinnsketch.solution import Solution
 LEFT = (
     "metrics.json",
     "checkpoint.pt",
+    "blackbox.pt",
     "config.yaml",
     "environment.json",
     "problem.py",
@@ -28,6 +29,9 @@ LEFT = (
     "solution.png",
     "losses.png",
     "gradients.png",
+    "terms.png",
+    "similarity.png",
+    "training.png",
 )
 """The files that a run leaves."""
 

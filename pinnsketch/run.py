@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
-import tempfile
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pinnsketch import checkpoint
+from pinnsketch import blackbox, checkpoint
+from pinnsketch.blocks import Block
 from pinnsketch.collocation import Collocation
 from pinnsketch.config import RunConfig, dump_config, read_config
 from pinnsketch.gradient import Gradient
@@ -24,21 +22,19 @@ from pinnsketch.health import Finding, Health
 from pinnsketch.library import load_problem
 from pinnsketch.monitor import Monitor
 from pinnsketch.network import KINDS
+from pinnsketch.origin import Origin, trace
 from pinnsketch.problem import Data, Problem
-from pinnsketch.record import LEFT, environment, write_results
+from pinnsketch.record import write_results
 from pinnsketch.solution import Solution
 from pinnsketch.train import Step, train
 from pinnsketch.trial import Trial
+from pinnsketch.workplace import Folder, RunError, device_of, settings
 
 FORMAT = 1
 SMALL = 1 << 15
 """Numbers in a layer's activations up to which torch works on one thread anyway, but for matrix products."""
-PROBE = 128
+PROBE = 64
 """Points at which the monitor sketches activations."""
-
-
-class RunError(ValueError):
-    """A run that cannot be started or gone on with as asked."""
 
 
 class Run:
@@ -59,7 +55,7 @@ class Run:
         warnings: what is odd about the problem.
         total: steps that the schedule takes.
         seconds: time spent training so far.
-        trouble: why a file could not be written, or None.
+        origin: of what was not finite at the step that ended the run, or None.
     """
 
     def __init__(
@@ -74,7 +70,8 @@ class Run:
         resuming: bool = False,
     ) -> None:
         self.problem, self.config, self.folder, self._source = problem, config, folder, source
-        device, dtype = _device(config.device), torch.float32 if config.precision == "float32" else torch.float64
+        self._place = Folder(folder)
+        device, dtype = device_of(config.device), torch.float32 if config.precision == "float32" else torch.float64
         seed = config.train.seed
         self.described = network is None
         made = network or build_network(config, problem, torch.Generator().manual_seed(seed)).to(device)
@@ -94,14 +91,15 @@ class Run:
         self.total = sum(stage.steps for stage in config.train.schedule)
         self.gradient = Gradient(self.trial, self.task, config.train.compile, self.total)
         self.seconds = 0.0
-        self.trouble: str | None = None
         self.outcome: str | None = None
+        self.origin: Origin | None = None
         self._state: dict[str, Any] | None = None
         self._last: Step | None = None
         self._reached: dict[str, Any] = {"steps": 0, "loss": None, "losses": {}, "note": None, "last": False}
         self.fresh: list[Finding] = []
         if folder is not None and not resuming:
-            self._prepare(folder, overwrite)
+            self._prepare(overwrite)
+        self._writer = _tensorboard(folder) if folder and config.monitor and config.monitor.tensorboard else None
 
     def _watch(self) -> Monitor | None:
         if self.config.monitor is None:
@@ -110,7 +108,7 @@ class Run:
         return Monitor(
             self.trial.network,
             inside.x[:PROBE].to(self.trial.dtype, copy=True),
-            **self.config.monitor.model_dump(),
+            **self.config.monitor.options(self.trial.device.type),
             seed=self.config.train.seed,
         )
 
@@ -130,7 +128,7 @@ class Run:
                 f"{folder} holds no problem.py: the run was made from objects in Python, which only that program has."
             )
         run = cls(load_problem(source, config.parameters), config, folder, source=source, resuming=True)
-        state = checkpoint.load(folder / "checkpoint.pt", _device(config.device))
+        state = checkpoint.load(folder / "checkpoint.pt", device_of(config.device))
         if state.get("format") != FORMAT:
             raise RunError(f"{folder}/checkpoint.pt has format {state.get('format')}; this version reads {FORMAT}.")
         try:
@@ -141,15 +139,23 @@ class Run:
             raise RunError(f"{folder} holds a finished run ({run._reached['steps']} steps): there is nothing left to do.")
         return run
 
+    @property
+    def trouble(self) -> str | None:
+        """Why a file could not be written, or None."""
+        return self._place.trouble
+
     def __iter__(self) -> Iterator[Step]:
         """Train to the end of the schedule, from where the run stands; yields each step."""
         steps = self._train()
         while True:
-            with _settings(self.threads, "high" if self.config.precision == "mixed" else "highest"):
+            with self._as_configured():
                 step = next(steps, None)
             if step is None:
                 return
             yield step
+
+    def _as_configured(self) -> AbstractContextManager[None]:
+        return settings(self.threads, "high" if self.config.precision == "mixed" else "highest")
 
     @property
     def threads(self) -> int:
@@ -162,8 +168,12 @@ class Run:
         state = self._last.state() if self._last else self._state
         watch, log, save = self.monitor, self.config.train.log, self.config.train.checkpoint
         began = time.perf_counter() - self.seconds
-        resample = self.config.points.resample
+        resample, recorder = self.config.points.resample, blackbox.Recorder(self.trial)
         for step in train(self.trial, self.task, schedule, resample=resample, state=state, gradient=self.gradient):
+            if step.finite:
+                recorder.keep()
+            else:
+                self._explain(step, recorder.before)
             self._last, self.fresh = step, []
             self._reached = {
                 "steps": step.index,
@@ -173,22 +183,53 @@ class Run:
                 "last": step.last,
             }
             if watch:
-                watch.update(step.loss, now=not step.finite)
+                self._look(watch, step)
             if step.index % log == 0 or step.index == 1 or step.last:
                 self._record(step, time.perf_counter() - began)
             if step.index % save == 0 and step.finite:
-                self._try(self._save_checkpoint)
+                self._place.save(self.state_dict)
             self.seconds = time.perf_counter() - began
             yield step
+
+    def _explain(self, step: Step, before: dict[str, Tensor] | None) -> None:
+        """Leave a black box of a step that is not finite, then find where that comes from."""
+        resample = self.config.points.resample
+        draw = (step.index - 1) // resample if resample else 0
+        batch = self.task.batch(draw)
+        if self.folder is not None:
+            box = blackbox.Box.of(step, self.trial, draw, batch, before, self.described)
+            self._place.attempt(box.save)
+        with suppress(Exception):  # whatever fails here must not take the results of the run along
+            self.origin = self.trace(batch, step.index, step.method, before)
+
+    def trace(
+        self, batch: tuple[Block, ...], step: int = 0, method: str = "", before: Mapping[str, Tensor] | None = None
+    ) -> Origin:
+        """Where an evaluation with the present parameters is first not finite; arguments as for `pinnsketch.origin.trace`."""
+        with self._as_configured():
+            return trace(self.trial, self.task, batch, step, method, before)
+
+    def _look(self, watch: Monitor, step: Step) -> None:
+        """Let the monitor take note of a step, and judge what it read."""
+        watch.update(step.loss, now=not step.finite)
+        compare = self.config.monitor.compare(self.trial.device.type) if self.config.monitor else 0
+        due = compare > 0 and step.finite and (step.index - 1) % compare == 0
+        if due:
+            resample = self.config.points.resample
+            batch = self.task.batch((step.index - 1) // resample) if resample else self._points
+            watch.note_terms(self.task.by_term(self.trial, batch, watch.parameters))
+        if watch.looked or due:
+            self.fresh = self.health.observe(step.index, watch.read(), step.losses)
 
     def _record(self, step: Step, seconds: float) -> None:
         row = {"step": step.index, "method": step.method, "seconds": seconds, "loss": step.loss, "losses": dict(step.losses)}
         row["error"] = self.task.error(self.trial)
         row["unknowns"] = self.trial.values()
         if self.monitor:
-            reading = self.monitor.read()
-            row["layers"] = reading.as_dict()["layers"]
-            self.fresh = self.health.observe(step.index, reading)
+            row |= {key: value for key, value in self.monitor.read().as_dict().items() if key != "updates"}
+            if self._writer:
+                for name, value in self.monitor.read().scalars().items():
+                    self._writer.add_scalar(name, value, step.index)
         self.history.append(row)
 
     def finish(self, interrupted: bool = False) -> Solution:
@@ -196,7 +237,11 @@ class Run:
         finite = self._last is None or self._last.finite
         self.outcome = "non-finite" if not finite else "interrupted" if interrupted and not self._reached["last"] else "solved"
         if self.folder is not None and finite:
-            self._try(self._save_checkpoint)
+            self._place.save(self.state_dict)
+        if self.folder is not None and self.outcome == "solved":  # one may be left from before the run was resumed
+            self._place.attempt(lambda path: (path / blackbox.NAME).unlink(missing_ok=True))
+        if self._writer:
+            self._writer.close()
         solution = Solution(
             trial=self.trial,
             problem=self.problem,
@@ -207,7 +252,7 @@ class Run:
             health=self.health,
         )
         if self.folder is not None:
-            self._write_results(solution)
+            self._place.results(lambda path: write_results(path, solution))
         return solution
 
     def metrics(self) -> dict[str, Any]:
@@ -225,10 +270,19 @@ class Run:
             "monitor": {
                 "bytes": self.monitor.bytes if self.monitor else 0,
                 "findings": [str(finding) for finding in self.health.findings],
+                **self._similarity(),
             },
             "warnings": [*self.warnings, *self.gradient.notes],
             "note": self._reached["note"],
         }
+
+    def _similarity(self) -> dict[str, Any]:
+        found = self.monitor.similarity() if self.monitor else None
+        if found is None:
+            return {}
+        updates, cosines, half = found
+        rows = [[round(value, 3) for value in row] for row in cosines.tolist()]
+        return {"similarity": {"updates": updates, "cosines": rows, "half_width": half}}
 
     def _estimate(self, name: str, value: float) -> dict[str, float | None]:
         exact = self.problem.coefficients[name].exact
@@ -255,23 +309,14 @@ class Run:
         if self.monitor and state["monitor"]:
             self.monitor.load_state_dict(state["monitor"])
 
-    def _prepare(self, folder: Path, overwrite: bool) -> None:
+    def _prepare(self, overwrite: bool) -> None:
         """Make the folder and show that it can be written, before any time is spent."""
-        held = [name for name in LEFT if (folder / name).exists()]
-        if held and not overwrite:
-            raise RunError(f"{folder} holds a run already ({held[0]}). Choose another folder, or add --overwrite.")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name in held:
-                (folder / name).unlink()
-            checkpoint.write_text(folder / "config.yaml", dump_config(self.config.model_copy(update={"problem": "problem.py"})))
-            where = environment(_device(self.config.device), self.config.train.seed)
-            checkpoint.write_text(folder / "environment.json", json.dumps(where, indent=1))
-            if self._source is not None:
-                shutil.copyfile(self._source, folder / "problem.py")
-                self._copy_data(folder)
-        except OSError as error:
-            raise RunError(f"Cannot write to {folder}: {error.strerror or error}. Choose another folder with --out.") from None
+        texts = {"config.yaml": dump_config(self.config.model_copy(update={"problem": "problem.py"}))}
+        if self._source is not None:
+            texts["problem.py"] = self._source.read_text(encoding="utf-8")
+        self._place.prepare(texts, self.trial.device, self.config.train.seed, overwrite)
+        if self._source is not None and self.folder is not None:
+            self._copy_data(self.folder)
 
     def _copy_data(self, folder: Path) -> None:
         for term in self.problem.terms.values():
@@ -282,47 +327,13 @@ class Run:
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(source, copy)
 
-    def _save_checkpoint(self) -> None:
-        if self.folder is not None:
-            checkpoint.save(self.folder / "checkpoint.pt", self.state_dict())
 
-    def _try(self, action: Any) -> None:
-        """A file that cannot be written must not end a run: note why, and go on."""
-        try:
-            action()
-        except OSError as error:
-            self.trouble = _what(error)
-
-    def _write_results(self, solution: Solution) -> None:
-        assert self.folder is not None
-        try:
-            write_results(self.folder, solution)
-        except OSError as error:
-            trouble = _what(error)
-            rescue = Path(tempfile.mkdtemp(prefix="pinnsketch-"))
-            try:
-                write_results(rescue, solution)
-                self.trouble = f"{trouble}; the results are in {rescue} instead"
-            except OSError as again:
-                self.trouble = f"{trouble}; nor could {rescue} be written ({_what(again)})"
-
-
-def _what(error: OSError) -> str:
-    """Which file could not be written, and why."""
-    return f"{Path(error.filename).name}: {error.strerror}" if error.filename else str(error)
-
-
-@contextmanager
-def _settings(threads: int, matmul: str) -> Iterator[None]:
-    """Torch's CPU threads, and how exact float32 matrix products are on a GPU ("high" allows TF32), for a while."""
-    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(matmul)
+def _tensorboard(folder: Path) -> Any:
     try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.set_float32_matmul_precision(before[1])
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise RunError("monitor.tensorboard needs a package: pip install tensorboard. Or set it to false.") from None
+    return SummaryWriter(str(folder / "tensorboard"))
 
 
 def build_network(config: RunConfig, problem: Problem, generator: torch.Generator) -> nn.Module:
@@ -335,22 +346,6 @@ def build_network(config: RunConfig, problem: Problem, generator: torch.Generato
         generator=generator,
         dtype=torch.float64 if config.precision == "float64" else torch.float32,
     )
-
-
-def _device(word: str) -> torch.device:
-    if word == "auto":
-        word = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(word)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RunError(f"device: {word!r} cannot be used here ({str(error).splitlines()[0]}); try cpu or auto.") from None
-    if device.type == "cuda":
-        with warnings.catch_warnings():  # torch's reverse pass says once that it makes a context, which is nothing to act on
-            warnings.filterwarnings("ignore", "Attempting to run cuBLAS")
-            one = torch.ones(1, 1, device=device, requires_grad=True)
-            (one @ one).sum().backward()
-    return device
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from torch import nn
 from pinnsketch.config import RunConfig, make_config
 from pinnsketch.library import find_problem, load_problem
 from pinnsketch.problem import Problem
-from pinnsketch.run import Run, RunError, interruptible
+from pinnsketch.run import Run, interruptible
 from pinnsketch.solution import Solution
+from pinnsketch.workplace import RunError
 
 
 def solve(

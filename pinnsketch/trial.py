@@ -40,6 +40,11 @@ class Trial(nn.Module):
         """The precision that the network computes in."""
         return next(self.network.parameters()).dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
     def values(self) -> dict[str, float]:
         """Present values of the unknown coefficients, as numbers."""
         return {name: float(value.detach()) for name, value in self.coefficients.items()}

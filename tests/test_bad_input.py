@@ -307,7 +307,7 @@ def test_training_that_goes_non_finite_ends_with_3_names_the_step_and_keeps_the_
 def test_what_the_monitor_found_is_written_to_health_json():
     write(BLOW_UPS["gradient alone"][0])
     pinnsketch("solve", "c.yaml", "--out", "r")
-    assert [finding["kind"] for finding in json.loads(Path("r/health.json").read_text())] == ["non-finite"]
+    assert [finding["kind"] for finding in json.loads(Path("r/health.json").read_text())] == ["non-finite gradient"]
 
 
 def test_a_comparison_that_goes_non_finite_ends_with_3():

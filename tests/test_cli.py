@@ -46,7 +46,7 @@ def problem(rate: float = 2.0):
 EXACT = "exact=lambda t, rate: exp(-rate * t)"
 RUN_FILES = {
     "config.yaml", "environment.json", "problem.py", "history.json", "health.json", "metrics.json", "model.pt",
-    "checkpoint.pt", "solution.png", "losses.png", "gradients.png",
+    "checkpoint.pt", "solution.png", "losses.png", "gradients.png", "terms.png", "similarity.png",
 }  # fmt: skip
 
 
@@ -189,14 +189,14 @@ def test_a_folder_with_a_run_is_refused_unless_told_to_overwrite(here):
 def test_a_run_of_one_step_has_its_figures_too():
     Path("one.yaml").write_text("problem: decay.py\npoints: {interior: 50, test: 100}\ntrain: {method: adam, steps: 1}\n")
     assert pinnsketch("solve", "one.yaml", "--out", "r").code == 0
-    assert {path.name for path in Path("r").iterdir()} == RUN_FILES
+    assert {path.name for path in Path("r").iterdir()} == RUN_FILES - {"similarity.png"}
 
 
 def test_a_run_without_monitor_has_no_gradient_figure_and_no_monitor_bytes():
     Path("off.yaml").write_text(CONFIG.format(problem="decay.py").replace("{every: 2}", "off"))
     metrics = json.loads(pinnsketch("solve", "off.yaml", "--out", "r", "--json").out)
     assert metrics["monitor"] == {"bytes": 0, "findings": []}
-    assert {path.name for path in Path("r").iterdir()} == RUN_FILES - {"gradients.png"}
+    assert {path.name for path in Path("r").iterdir()} == RUN_FILES - {"gradients.png", "terms.png", "similarity.png"}
 
 
 def test_a_problem_file_is_solved_with_defaults(monkeypatch):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pinnsketch.library import names
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RESULTS = ROOT / "benchmarks" / "results" / "first_run.json"
@@ -49,7 +51,7 @@ def rows():
 def test_the_table_of_the_readme_is_the_committed_result():
     found, readme = rows(), (ROOT / "README.md").read_text()
     table = re.findall(r"^\| `(\w+)` \|.*\| ([\d.e-]+) \| (\d+) s \|$", readme, flags=re.MULTILINE)
-    assert {name for name, _, _ in table} == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+    assert {name for name, _, _ in table} == set(names("configs"))
     for name, error, seconds in table:
         assert error == f"{found[f'{name}: relative L2 error']:.1e}"
         assert int(seconds) == round(found[f"{name}: training"])

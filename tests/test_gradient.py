@@ -332,7 +332,7 @@ def test_a_learning_rate_that_changes_after_the_capture_takes_effect():
         method.step(objective)
     start = deepcopy(trial)
     method.step(objective)
-    assert method._graph is not None
+    assert method._graphed._graph is not None
     assert not same(trial, start)
     method._adam.param_groups[0]["lr"].mul_(0.0)
     before = deepcopy(trial)

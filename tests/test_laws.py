@@ -8,24 +8,28 @@ import torch
 
 import pinnsketch
 from pinnsketch.check import check
-from pinnsketch.config import make_config, read_config
+from pinnsketch.config import make_config, read_config, read_yaml
 from pinnsketch.library import find_problem, load_problem, names, shipped
 from pinnsketch.run import Run
 
 # torch says this once in a process: see test_cli.py, test_a_run_with_an_unknown_coefficient_warns_of_nothing
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pinnsketch"
-PROBLEMS, CONFIGS = sorted((ROOT / "problems").glob("*.py")), sorted((ROOT / "configs").glob("*.yaml"))
+PROBLEMS = sorted((ROOT / "problems").glob("*.py"))
+CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "problem" in read_yaml(path, "problem: NAME")]
 TIERS = [
     {"sketch", "derivatives", "jets", "geometry"},
-    {"field", "points", "network"},
+    {"field", "points", "network", "gauges"},
     {"problem", "monitor", "methods", "compiled"},
     {"trial", "gradient", "blocks"},
     {"collocation", "health", "train", "checkpoint"},
-    {"config"},
-    {"library", "solution"},
+    {"datasets", "images"},
+    {"config", "image_config"},
+    {"library", "solution", "watch", "blackbox"},
+    {"origin"},
     {"report", "check", "record"},
-    {"run", "solve"},
+    {"workplace"},
+    {"run", "solve", "image_run", "replay"},
     {"cli"},
     {"__main__", "__init__", "templates"},
 ]

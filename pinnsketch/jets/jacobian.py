@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,11 @@ class Outer:
         g = torch.einsum("cn,scno->sno", w.view(self.g.shape[1:3]), self.g)
         return torch.einsum("sno,sni->oi", g, self.x).flatten()
 
+    def sums(self) -> Tensor:
+        """The sum of the rows of each residual, `(c, o i)`."""
+        s, c, n, o = self.g.shape
+        return (self.g.permute(1, 3, 0, 2).reshape(c * o, s * n) @ self.x.flatten(0, 1)).view(c, -1)
+
     def gram(self, other: Outer) -> Tensor:
         """Inner products with another's rows, `(c n, c' n')`, by channels or by rows, whichever moves fewer numbers."""
         (s, c, n, o), (t, c2, n2, _), i = self.g.shape, other.g.shape, self.x.shape[-1]
@@ -59,8 +65,12 @@ class Outer:
 
     def squares(self) -> Tensor:
         """The squared norm of each row, `(c n,)`, by the channel-Gram identity."""
-        inputs = torch.einsum("sni,tni->stn", self.x, self.x)
-        return torch.einsum("scno,tcno,stn->cn", self.g, self.g, inputs).flatten()
+        return self.products(self)
+
+    def products(self, other: Outer) -> Tensor:
+        """The inner product of each row with the same one of another, `(c n,)`, by the channel-Gram identity."""
+        inputs = torch.einsum("sni,tni->stn", self.x, other.x)
+        return torch.einsum("scno,tcno,stn->cn", self.g, other.g, inputs).flatten()
 
     def join(self, other: Outer) -> Outer:
         """The same parameter used twice."""
@@ -127,36 +137,52 @@ class Jacobian:
         return self._like.new_zeros(shape)
 
 
+def squares(parts: Sequence[Outer]) -> Tensor:
+    """The squared norm of each row, `(c n,)`, of rows given as a sum."""
+    own = (part.squares() for part in parts)
+    between = (2 * a.products(b) for i, a in enumerate(parts) for b in parts[:i])
+    return sum((*own, *between), parts[0].g.new_zeros(()))
+
+
 def by_uses(columns: Tensor, uses: Sequence[Use], parameters: Sequence[nn.Parameter]) -> dict[int, Outer]:
     """The outer products of residuals `(n, c)`, by number of the parameter, from the uses that a forward pass noted.
 
     Parameters that the pass did not meet in a linear layer are taken to act on the residual directly, each as a number that is
     the same for all points.
     """
+    return {k: reduce(Outer.join, parts) for k, parts in parts_by_uses(columns, uses, parameters).items()}
+
+
+def parts_by_uses(columns: Tensor, uses: Sequence[Use], parameters: Sequence[nn.Parameter]) -> dict[int, list[Outer]]:
+    """The same as sums, of values and of derivative streams and of each use, in the tensors that the passes left."""
     n = len(columns)
     ends = [end for use in uses for end in (use.y.value, use.y.parts)]
     slopes = [_gradient(column, ends) for column in columns.unbind(1)]
-    found: dict[int, Outer] = {}
+    found: dict[int, list[Outer]] = {}
     place = {id(p): k for k, p in enumerate(parameters)}
 
-    def note(parameter: Tensor | None, outer: Outer) -> None:
+    def note(parameter: Tensor | None, *outers: Outer) -> None:
         k = place.get(id(parameter))
         if k is not None:
-            found[k] = found[k].join(outer) if k in found else outer
+            found.setdefault(k, []).extend(outers)
 
     ones = columns.new_ones(1, n, 1)
     for u, use in enumerate(uses):
-        value = torch.stack([slope[2 * u] for slope in slopes])[None]
-        parts = torch.stack([slope[2 * u + 1] for slope in slopes], dim=1)
-        x = torch.cat([use.x.value[None], use.x.whole]).detach()
-        note(use.weight, Outer(x, torch.cat([value, parts])))
+        value = _stack([slope[2 * u] for slope in slopes], 0)[None]
+        parts = _stack([slope[2 * u + 1] for slope in slopes], 1)
+        note(use.weight, Outer(use.x.value.detach()[None], value), Outer(use.x.whole.detach(), parts))
         note(use.bias, Outer(ones, value))
     for k, parameter in enumerate(parameters):
         if k not in found:
             rows = _direct(columns, parameter)
             if rows is not None:
-                found[k] = Outer(ones, rows[None])
+                found[k] = [Outer(ones, rows[None])]
     return found
+
+
+def _stack(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """torch.stack, which copies nothing if there is but one."""
+    return tensors[0].unsqueeze(dim) if len(tensors) == 1 else torch.stack(list(tensors), dim)
 
 
 def by_rows(columns: Tensor, parameters: Sequence[nn.Parameter]) -> dict[int, Outer]:

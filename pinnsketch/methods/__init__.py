@@ -5,7 +5,8 @@ from __future__ import annotations
 from pinnsketch.methods.adam import Adam
 from pinnsketch.methods.lbfgs import LBFGS
 from pinnsketch.methods.method import Evaluation, Method, Objective, Values
+from pinnsketch.methods.sgd import SGD
 
-METHODS: dict[str, type[Method]] = {"adam": Adam, "lbfgs": LBFGS}
+METHODS: dict[str, type[Method]] = {"adam": Adam, "lbfgs": LBFGS, "sgd": SGD}
 
-__all__ = ["LBFGS", "METHODS", "Adam", "Evaluation", "Method", "Objective", "Values"]
+__all__ = ["LBFGS", "METHODS", "SGD", "Adam", "Evaluation", "Method", "Objective", "Values"]

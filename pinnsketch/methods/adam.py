@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pinnsketch.methods.graphed import Graphed
 from pinnsketch.methods.method import Evaluation, Objective
 
 
@@ -21,26 +22,13 @@ class Adam:
         on_gpu = device.type == "cuda"
         size = torch.tensor(lr, device=device) if on_gpu else lr  # a tensor may change after a capture, as the step number does
         self._adam = torch.optim.Adam(parameters, lr=size, betas=betas, fused=True, capturable=on_gpu)
-        self._taken = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphed = Graphed(self._adam)
 
     def step(self, objective: Objective) -> Evaluation:
         evaluation = objective()
         if evaluation.finite:
-            self._move(objective.static)
+            self._graphed.step(objective.static)
         return evaluation
-
-    def _move(self, static: bool) -> None:
-        """One update; from the third on replayed, where the gradient always lies in the same tensors."""
-        self._taken += 1
-        if static and self._graph is None and self._taken > 2:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._adam.step()
-        if static and self._graph is not None:
-            self._graph.replay()
-        else:
-            self._adam.step()
 
     def state_dict(self) -> dict[str, Any]:
         return self._adam.state_dict()

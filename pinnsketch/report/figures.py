@@ -23,8 +23,8 @@ WORDS = {"x": "x", "y": "y", "z": "z", "t": "time t"}
 
 
 def write_figures(solution: Solution, folder: Path) -> None:
-    """solution.png, losses.png and gradients.png, those for which there is something to show."""
-    for make in (solution_figure, losses_figure, gradients_figure):
+    """A file for each figure, solution.png first, those for which there is something to show."""
+    for make in (solution_figure, losses_figure, gradients_figure, terms_figure, similarity_figure):
         figure = make(solution)
         if figure is not None:
             checkpoint.write(
@@ -140,13 +140,47 @@ def gradients_figure(solution: Solution) -> Figure | None:
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
     for layer, colour in zip(layers, colours, strict=True):
         for axes, key in ((top, "gradient_norm"), (middle, "update_ratio"), (bottom, "drift")):
-            axes.plot(steps, [_number(row["layers"][layer][key]) for row in history], color=colour, label=layer, lw=1)
+            axes.plot(steps, [_number(row["layers"][layer].get(key)) for row in history], color=colour, label=layer, lw=1)
     top.set(yscale=_scale(top), ylabel="gradient norm\n(loss / weight)")
     middle.set(yscale=_scale(middle), ylabel="update / weight\n(dimensionless)")
     bottom.set(ylabel="drift: cosine with\nmean gradient", xlabel="training step", ylim=(-1.05, 1.05))
     for axes in (top, middle, bottom):
         _stages(axes, history)
     top.legend(fontsize=8, ncols=3)
+    return figure
+
+
+def terms_figure(solution: Solution) -> Figure | None:
+    """Norm of the gradient of each loss term over the steps, and how far the terms agree."""
+    history = [row for row in solution.history if (row.get("network") or {}).get("terms")]
+    if not history or len(history[0]["network"]["terms"]["norms"]) < 2:
+        return None
+    terms = list({row["network"]["terms"]["updates"]: row["network"]["terms"] for row in history}.values())
+    steps = [found["updates"] for found in terms]
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    for term in terms[0]["norms"]:
+        top.plot(steps, [found["norms"].get(term) for found in terms], ".-", label=term, lw=1)
+    bottom.plot(steps, [_number(found["alignment"]) for found in terms], "k.-", lw=1)
+    bottom.axhline(0, color="0.7", lw=0.8)
+    top.set(yscale=_scale(top), ylabel="gradient norm of\nweighted loss (loss / weight)")
+    bottom.set(ylabel="alignment of the terms\n(-1 opposed, 1 the same)", xlabel="training step", ylim=(-1.05, 1.05))
+    top.legend(fontsize=8)
+    return figure
+
+
+def similarity_figure(solution: Solution) -> Figure | None:
+    """The cosine of each pair of gradients that the long memory holds."""
+    found = solution.metrics["monitor"].get("similarity")
+    if not found or len(found["updates"]) < 3:
+        return None
+    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+    axes, ticks = figure.subplots(), range(0, len(found["updates"]), max(len(found["updates"]) // 8, 1))
+    image = axes.imshow(found["cosines"], cmap="RdBu_r", vmin=-1, vmax=1, origin="lower")
+    axes.set_xticks(ticks, [str(found["updates"][i]) for i in ticks], rotation=60, fontsize=8)
+    axes.set_yticks(ticks, [str(found["updates"][i]) for i in ticks], fontsize=8)
+    axes.set(xlabel="training step", ylabel="training step")
+    figure.colorbar(image, label=f"cosine of the gradients, from sketches (+- {found['half_width']:.2f} at 0)")
     return figure
 
 
@@ -157,6 +191,8 @@ def _scale(axes: Axes) -> str:
 
 
 def _number(value: Any) -> float:
+    """The number, or of an interval its value."""
+    value = value[0] if isinstance(value, (list, tuple)) else value
     return np.nan if value is None else float(value)
 
 

@@ -33,6 +33,20 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+def image_table(metrics: Mapping[str, Any]) -> Table:
+    """A run on images in numbers, and what its monitor keeps against whole gradients."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("test accuracy", f"{100 * metrics['test_accuracy']:.2f} %")
+    table.add_row("loss of the last batch", number(metrics["loss"]))
+    table.add_row("epochs, steps, seconds", f"{metrics['epochs']:.3g}, {metrics['steps']}, {metrics['seconds']:.1f}")
+    memory, findings = metrics["memory"], len(metrics["monitor"]["findings"]) or "no"
+    if memory["monitor"]:
+        times = memory["checkpoints"] / memory["monitor"]
+        table.add_row("monitor", f"{memory['monitor']:,} bytes; {findings} findings")
+        table.add_row(f"{memory['kept']} whole gradients", f"{memory['checkpoints']:,} bytes, {times:.3g} times the monitor")
+    return table
+
+
 def check_table(checks: Sequence[TermCheck]) -> Table:
     """Each term: where it holds, what it reads, and what the exact solution leaves of it."""
     table = Table("term", "on", "points", "reads", "streams", "MB", "residual", "verdict")

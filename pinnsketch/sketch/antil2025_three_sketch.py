@@ -122,12 +122,21 @@ class ThreeSketch:
 
     def stable_rank(self) -> float:
         """Stable rank of the activation sketch, `|Y|_F^2 / |Y|_2^2`, between 1 and k (the paper's gauge)."""
-        values = torch.linalg.svdvals(self.corrected()[1])
-        return float(values.square().sum() / values[0].square()) if values[0] > 0 else 0.0
+        self.corrected()
+        return float(self.gauges()[1])
 
     def energy(self) -> float:
         """|Z|_F, the paper's proxy for the gradient norm: it grows with the activations, whatever the gradient does."""
         return float(self.corrected()[2].norm())
+
+    def gauges(self) -> Tensor:
+        """Energy and stable rank `(2,)`, on the device; zero before the first update, NaN once activations were not finite."""
+        if not self.updates:
+            return self.z.new_zeros(2)
+        finite = self.y.isfinite().all()
+        values = torch.linalg.svdvals(torch.where(finite, self.y, 0.0)).square()  # which fails for what is not finite
+        rank = values.sum() / values[0].clamp(min=torch.finfo(values.dtype).tiny)
+        return torch.stack([self.z.norm() / self.correction, torch.where(finite, rank, torch.nan)])
 
     @property
     def bytes(self) -> int:

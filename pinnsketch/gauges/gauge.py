@@ -1,0 +1,133 @@
+"""What a gauge is, and what it is shown at a look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+ITSELF = "network"
+"""The name of the layer that the network itself is, when parameters are its own."""
+WHOLE = ""
+"""Stands for all layers together where a gauge reads something by layer."""
+
+
+class Interval(NamedTuple):
+    """A reading with what it can be: a 95 % interval, or a certified one."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Activation(NamedTuple):
+    """What a linear layer is given and gives at the probe points: input, output, and the input of the next `(n, ...)`."""
+
+    before: Tensor
+    linear: Tensor
+    after: Tensor
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a gauge is made from.
+
+    Args:
+        layers: by name, the parameters that train and belong to that layer.
+        size: numbers in a gradient sketch.
+        exact: which layers' sketches make no error.
+        every: updates from one look to the next.
+        rank, decay, seed: of sketches and averages.
+        lags: distances in updates at which gradients are compared.
+        entries: what the long memory holds.
+        activations: gives those at the probe points; None without probe points.
+    """
+
+    layers: Mapping[str, Sequence[nn.Parameter]]
+    size: int
+    exact: tuple[bool, ...]
+    every: int
+    rank: int
+    decay: float
+    seed: int
+    lags: tuple[int, ...]
+    entries: int
+    activations: Callable[[], dict[str, Activation]] | None
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and on the device of the network."""
+        return next(iter(self.layers.values()))[0]
+
+    def zeros(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.like.device)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The gradient after an update, with what all gauges need of it.
+
+    Args:
+        updates: made so far.
+        gradients: of each layer, one for each parameter.
+        norms: of each layer's gradient, exact, `(L,)` float64.
+        sketch: of each layer's gradient divided by its norm, `(L, p)` float32; zero where the gradient is not finite.
+        cells: how many cells of its sketch a layer's gradient fills, which its errors go by, and that of all, `(L + 1,)`.
+        before: norms, sketch and cells at the update before; None where there was none.
+        loss: the value of the loss, where it was given.
+    """
+
+    updates: int
+    gradients: Sequence[Sequence[Tensor]]
+    norms: Tensor
+    sketch: Tensor
+    cells: Tensor
+    before: tuple[Tensor, Tensor, Tensor] | None
+    loss: float | None
+    setup: Setup = field(repr=False)
+
+    @cached_property
+    def finite(self) -> Tensor:
+        return self.norms.isfinite()
+
+    @cached_property
+    def scaled(self) -> Tensor:
+        """The sketch of each layer's gradient itself, `(L, p)` float64."""
+        return scaled(self.norms, self.sketch)
+
+    @cached_property
+    def activations(self) -> dict[str, Activation]:
+        return self.setup.activations() if self.setup.activations else {}
+
+
+def scaled(norms: Tensor, sketch: Tensor) -> Tensor:
+    """Unit sketches `(L, p)` times their norms, zero where those are not finite; float64."""
+    return sketch.double() * torch.where(norms.isfinite(), norms, 0.0)[:, None]
+
+
+class Gauge(Protocol):
+    """Looks at gradients as they come, keeps a fixed number of bytes, and never waits for a GPU until it is read."""
+
+    def look(self, look: Look) -> None: ...
+
+    @property
+    def numbers(self) -> Tensor:
+        """What `read` needs, where it was computed."""
+        ...
+
+    def read(self, numbers: list[float]) -> dict[str, dict[str, Any]]:
+        """Readings by layer and name, from `numbers` flattened and brought to the host."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Kept between looks."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

@@ -1,0 +1,66 @@
+"""LongMemory: a fixed number of past gradients, kept as sketches, dense lately and ever sparser further back."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pinnsketch.gauges.gauge import WHOLE, Look, Setup
+
+
+class LongMemory:
+    """The sketch of the whole gradient at up to `entries` past looks, from the first to the last.
+
+    When it is full, the entry goes whose neighbours are nearest to each other in the logarithm of their age, so ages are
+    spread evenly on a logarithmic scale. What is kept is a unit vector in half precision and its norm.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._entries = setup.entries
+        self._sketches = setup.zeros(setup.entries, setup.size, dtype=torch.float16)
+        self._norms = setup.zeros(setup.entries)
+        self._at: list[tuple[int, int]] = []
+        """Update and row of each entry, oldest first."""
+
+    def look(self, look: Look) -> None:
+        if self._entries < 2:
+            return
+        row = len(self._at) if len(self._at) < self._entries else self._thin(look.updates)
+        whole = look.scaled.sum(0)
+        norm = whole.norm()
+        self._sketches[row] = (whole / norm).half()
+        self._norms[row] = norm
+        self._at.append((look.updates, row))
+
+    def _thin(self, now: int) -> int:
+        """Forget one entry, neither the first nor the last; its row."""
+        at = [update for update, _ in self._at]
+        gap = [(now - at[i - 1] + 1) / (now - at[i + 1] + 1) for i in range(1, len(at) - 1)]
+        return self._at.pop(1 + min(range(len(gap)), key=gap.__getitem__))[1]
+
+    def similarity(self) -> tuple[list[int], Tensor, float]:
+        """Updates `(T,)`, the cosines of their gradients `(T, T)`, and half the width of a 95 % interval at cosine 0."""
+        rows = [row for _, row in self._at]
+        unit = self._sketches[rows].double()
+        return [update for update, _ in self._at], (unit @ unit.T).clamp(-1, 1).cpu(), 1.96 / sqrt(self._sketches.shape[1])
+
+    @property
+    def numbers(self) -> Tensor:
+        return self._norms[:0]
+
+    def read(self, numbers: list[float]) -> dict[str, dict[str, Any]]:
+        return {WHOLE: {}}
+
+    @property
+    def bytes(self) -> int:
+        return self._sketches.nbytes + self._norms.nbytes
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sketches": self._sketches, "norms": self._norms, "at": list(self._at)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sketches, self._norms = state["sketches"].clone(), state["norms"].clone()
+        self._at = [(int(update), int(row)) for update, row in state["at"]]

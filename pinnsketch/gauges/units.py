@@ -1,0 +1,81 @@
+"""Units: how many are dead or saturated, how many directions their outputs have, and how inputs are scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pinnsketch.gauges.gauge import Activation, Look, Setup
+
+FLAT = 0.01
+"""A unit is flat at a point where its slope is below this share of the largest."""
+KINDS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "relu": (torch.relu, lambda a: a <= 0),
+    "tanh": (torch.tanh, lambda a: a.abs() > sqrt(1 - FLAT)),
+    "sigmoid": (torch.sigmoid, lambda a: (a - 0.5).abs() > sqrt(1 - FLAT) / 2),
+}
+"""Activation functions that saturate, each with where its outputs tell that it is flat."""
+
+
+class Units:
+    """Readings of each linear layer on the probe points: `dead`, the share of units that are flat (or give one same value) at
+    all of them; `saturated`, the share of units and points that are flat; `activation_rank`, the participation rank
+    `(sum s_i^2)^2 / sum s_i^4` of centred outputs; and of the first of them `input_std`, the standard deviation of what goes
+    in, least and greatest over its columns."""
+
+    def __init__(self, setup: Setup) -> None:
+        seen = setup.activations() if setup.activations else {}
+        self._kinds = {name: _kind(a) for name, a in seen.items()}
+        self._last = setup.zeros(3 * len(seen) + 2 * bool(seen))
+
+    def look(self, look: Look) -> None:
+        if self._kinds:
+            measured = [_measure(look.activations[name].after, kind) for name, kind in self._kinds.items()]
+            first = look.activations[next(iter(self._kinds))].before.flatten(0, -2)
+            stds = (first - first.mean(0)).square().mean(0).sqrt()
+            self._last = torch.cat([*measured, torch.stack([stds.amin(), stds.amax()]).double()])
+
+    @property
+    def numbers(self) -> Tensor:
+        return self._last
+
+    def read(self, numbers: list[float]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for i, (name, kind) in enumerate(self._kinds.items()):
+            dead, saturated, rank = numbers[3 * i : 3 * i + 3]
+            found[name] = {"dead": dead, "activation_rank": rank if isfinite(rank) else None}
+            found[name] |= {"saturated": saturated} if kind in ("tanh", "sigmoid") else {}
+            found[name] |= {} if i else {"input_std": (numbers[-2], numbers[-1])}
+        return found
+
+    @property
+    def bytes(self) -> int:
+        return self._last.nbytes
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self._last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._last = state["last"].clone()
+
+
+def _kind(a: Activation) -> str | None:
+    """The activation function that is seen between a layer and the next, if it is one of those that saturate."""
+    if a.after.shape != a.linear.shape:
+        return None
+    return next((name for name, (function, _) in KINDS.items() if torch.allclose(function(a.linear), a.after)), None)
+
+
+def _measure(after: Tensor, kind: str | None) -> Tensor:
+    """Dead, saturated and participation rank, `(3,)` float64."""
+    after = after.flatten(0, -2)
+    spread = after - after.mean(0)
+    flat = (KINDS[kind][1](after) if kind else spread == 0).to(after.dtype).mean(0)
+    spread = spread / spread.abs().amax()  # 0 / 0 is NaN: outputs that are all the same have no directions
+    gram = spread @ spread.T if len(spread) < spread.shape[1] else spread.T @ spread
+    rank = gram.diagonal().sum().square() / gram.square().sum()
+    return torch.stack([(flat == 1).to(after.dtype).mean(), flat.mean(), rank]).double()

@@ -1,0 +1,80 @@
+"""The figure of a run on images: loss, test accuracy and the readings of each layer over the epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+
+from pinnsketch.report.figures import _number, _scale
+
+Read = Callable[[dict[str, Any]], float | None]
+RANKS: dict[str, tuple[str, Read]] = {
+    "of the gradient": ("-", lambda layer: sum(layer["stable_rank"]) / 2 if "stable_rank" in layer else None),
+    "of activations, as in Antil & Verma": (":", lambda layer: layer.get("paper", {}).get("stable_rank")),
+}
+"""Stable ranks that may be read, each with a style of line; the first is the middle of a certified interval."""
+FEW = 20
+"""Points up to which each is marked."""
+
+
+def training_figure(history: list[dict[str, Any]]) -> Figure | None:
+    """Loss of the batch and accuracy on the test images; gradient norm and stable rank of each layer, as far as read."""
+    if not history:
+        return None
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True)
+    (loss, accuracy), (norm, rank) = panels
+    tested = [row for row in history if row["error"]]
+    loss.plot([row["epoch"] for row in history], [row["loss"] for row in history], marker="." if len(history) < FEW else "")
+    loss.set(yscale=_scale(loss), ylabel="cross entropy of the batch (nats)")
+    accuracy.plot([row["epoch"] for row in tested], [100 * (1 - row["error"]["overall"]) for row in tested], marker=".")
+    accuracy.set(ylabel="test accuracy (%)")
+    _norms(norm, history)
+    norm.set(xlabel="epoch", ylabel="gradient norm (loss / weight)")
+    for label, (style, read) in RANKS.items():
+        if _layers(rank, history, read, style):
+            rank.plot([], color="0.3", ls=style, label=label)
+    rank.set(xlabel="epoch", ylabel="stable rank")
+    if rank.lines:
+        rank.legend(fontsize=8)
+    if norm.lines:
+        count = len(norm.lines)
+        shades = ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, count), ListedColormap(_shades(count)))
+        bar = figure.colorbar(shades, ax=panels, label="layer (lower panels)", ticks=range(1, count + 1))
+        bar.minorticks_off()
+    return figure
+
+
+def _norms(axes: Axes, history: list[dict[str, Any]]) -> None:
+    """The gradient norm of each layer where it is not zero, and how many are zero at the end."""
+    if not _layers(axes, history, lambda layer: layer["gradient_norm"] or None):
+        return
+    axes.set(yscale=_scale(axes))
+    last = [row["layers"] for row in history if row.get("layers")][-1].values()
+    zero = sum(layer["gradient_norm"] == 0 for layer in last)
+    if zero:
+        axes.set_title(f"exactly zero at the end, and not shown: {zero} of {len(last)} layers", fontsize=9)
+
+
+def _layers(axes: Axes, history: list[dict[str, Any]], read: Read, style: str = "-") -> bool:
+    """A line for each layer of what is read of it; False if there is nothing to show."""
+    rows = [row for row in history if row.get("layers")]
+    names = list(rows[0]["layers"]) if rows else []
+    values = np.array([[_number(read(row["layers"][name])) for name in names] for row in rows], dtype=float)
+    if not np.isfinite(values).any():
+        return False
+    epochs, mark = [row["epoch"] for row in rows], "." if len(rows) < FEW else ""
+    for column, colour in zip(values.T, _shades(len(names)), strict=True):
+        axes.plot(epochs, column, color=colour, lw=1, ls=style, marker=mark)
+    return True
+
+
+def _shades(count: int) -> Any:
+    return matplotlib.colormaps["viridis"](np.linspace(0, 0.9, count))
