@@ -175,9 +175,9 @@ def coverage(seeds: int) -> list[Row]:
         true, inside = float(a @ b / (a.norm() * b.norm())), 0
         for seed in range(seeds):
             fold = SignFold([len(a)], 509, seed)
-            (_, x, cells), (_, y, others) = fold.measure([[a]]), fold.measure([[b]])
+            (_, x, mine), (_, y, others) = fold.measure([[a]]), fold.measure([[b]])
             cosine = float(torch.cosine_similarity(x.double(), y.double()))
-            low, high = cosine_interval(cosine, min(float(cells[0]), float(others[0])))
+            low, high = cosine_interval(cosine, 1 / max(float(mine[0]), float(others[0])))
             inside += low <= true <= high
         share = inside / seeds
         rows.append(Row(f"95 % interval of a cosine holds it, {name} ({true:.2f})", share, "1", "0.93 to 0.97",

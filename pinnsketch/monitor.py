@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from math import isfinite
@@ -70,9 +70,9 @@ class Reading:
         return {"updates": self.updates, "layers": layers, "network": _plain(self.network)}
 
     def scalars(self) -> dict[str, float]:
-        """Every reading that is one number or an interval, by `layer/reading`: what a TensorBoard writer takes."""
+        """Every reading that is one number or an interval, by `layer/reading` and `network/reading`."""
         found = {}
-        for name, reading in (*self.layers.items(), (ITSELF, self.network)):
+        for name, reading in (*self.layers.items(), (_other_than(self.layers), self.network)):
             for word, value in _plain(reading).items():
                 if isinstance(value, (int, float)):
                     found[f"{name}/{word}"] = float(value)
@@ -120,7 +120,8 @@ class Monitor:
         seed: of the sketches.
 
     Raises:
-        ValueError: if the network has no parameters that train, a reading is unknown, or an adaptive rank has no probe points.
+        ValueError: if the network has no parameters that train, a reading is unknown, a number is out of range, or an adaptive
+            rank has no probe points.
     """
 
     def __init__(
@@ -140,20 +141,21 @@ class Monitor:
     ) -> None:
         if adaptive and probe is None:
             raise ValueError("Monitor: adaptive=True chooses the rank of the activation sketches; it needs probe points.")
+        _check(every, decay, lags, entries)
         names = dict.fromkeys((*chosen(readings), *(("paper",) if adaptive else ())))
         self._network, self._probe, self._every = inside(network), probe, every
         self._layers = dict(_layers(self._network))
         if not self._layers:
             raise ValueError("Monitor: the network has no parameters that train; there is nothing to watch.")
         like = next(iter(self._layers.values()))[0]
-        self._fold = SignFold([sum(map(Tensor.numel, ps)) for ps in self._layers.values()], size, seed, like.device)
+        self._fold = SignFold([sum(p.numel() for p in ps) for ps in self._parameters()], size, seed, like.device)
         self._setup = Setup(
             layers=self._layers, size=size, exact=self._fold.exact, every=every, rank=rank, decay=decay, seed=seed,
             lags=tuple(lags), entries=entries, activations=None if probe is None else self._activations,
         )  # fmt: skip
         self._gauges: dict[str, Gauge] = {name: GAUGES[name](self._setup) for name in names if name != "terms"}
         self._terms = Terms(self._setup)
-        self._weights = self._fold(list(self._layers.values())).detach()
+        self._weights = self._fold(self._parameters()).detach()
         self._before: tuple[Tensor, Tensor, Tensor] | None = None
         self._consecutive = "drift" in names and 1 in lags
         """Whether gradients are compared with those one update before."""
@@ -172,39 +174,45 @@ class Monitor:
         Args:
             loss: the value that an adaptive rank follows; not needed otherwise.
             now: look at this step whatever `every` says, as at a step that went wrong.
-            scaler: the GradScaler, where there is one; gradients that it has not unscaled yet are read as if it had, and steps
-                that it skips for an overflow are not taken for trouble.
+            scaler: the GradScaler, where there is one, before its own `update()`; gradients that it has yet to unscale are read
+                as if it had, and steps that it skips for an overflow are not taken for trouble.
         """
         self.updates += 1
         regular = (self.updates - 1) % self._every == 0
         self.looked = now or regular
         if self.looked:
-            self._look(loss, consecutive=not now or self._every == 1, scaler=scaler)
+            with _exactly(self._setup.like.device.type):
+                self._look(loss, regular or self._every == 1, scaler)
         if self.updates % self._every == 0:
-            self._weights = self._fold(list(self._layers.values()))
+            self._weights = self._fold(self._parameters())
             if self._consecutive and not self.looked:
-                self._before = _kept(*self._fold.measure(self._gradients()))
+                self._before = _kept(*self._fold.measure(self._gradients(scaler)))
 
-    def _gradients(self) -> list[list[Tensor]]:
-        return [[torch.zeros_like(p) if p.grad is None else p.grad for p in ps] for ps in self._layers.values()]
+    def _parameters(self) -> list[list[Tensor]]:
+        return [[_real(p) for p in ps] for ps in self._layers.values()]
+
+    def _gradients(self, scaler: Any = None) -> list[list[Tensor]]:
+        """Of each layer, real, dense, and without the factor of a scaler."""
+        found = [[_real(torch.zeros_like(p) if p.grad is None else p.grad) for p in ps] for ps in self._layers.values()]
+        if scaler is None or not _still_scaled(scaler):
+            return found
+        return [[g / scaler._scale for g in layer] for layer in found]
 
     def _look(self, loss: float | None, consecutive: bool, scaler: Any) -> None:
-        gradients = self._gradients()
-        norms, sketch, cells = self._fold.measure(gradients)
-        if scaler is not None and _still_scaled(scaler):
-            norms = norms / scaler._scale
-        weights = self._fold(list(self._layers.values()))
+        gradients = self._gradients(scaler)
+        norms, sketch, collisions = self._fold.measure(gradients)
+        weights = self._fold(self._parameters())
         moved, size = ((w.double()).norm(dim=1) for w in (weights - self._weights, weights))
         self._last = torch.stack([norms, moved if consecutive else moved * torch.nan, size])
         if scaler is None:
             self._non_finite += ~norms.isfinite()
         before = self._before if consecutive else None
-        look = Look(self.updates, gradients, norms, sketch, cells, before, loss, self._setup)
+        look = Look(self.updates, gradients, norms, sketch, collisions, before, loss, self._setup)
         if self._adaptive:
             self._adapt(loss)
         for gauge in self._gauges.values():
             gauge.look(look)
-        self._before = _kept(norms, sketch, cells) if self._consecutive else None
+        self._before = _kept(norms, sketch, collisions) if self._consecutive else None
 
     def _adapt(self, loss: float | None) -> None:
         if loss is None:
@@ -233,7 +241,7 @@ class Monitor:
 
         def part(loss: Tensor) -> _Split:
             found = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-            return _Split(found)
+            return _Split([_real(g) for g in found])
 
         self.note_terms({name: part(loss) for name, loss in losses.items()})
 
@@ -282,8 +290,9 @@ class Monitor:
     def _activations(self) -> dict[str, Activation]:
         """What goes into each linear layer, comes out of it, and goes into the next, on the probe points."""
         seen: dict[str, list[Tensor]] = {}
-        modules = ((name or ITSELF, module) for name, module in self._network.named_modules())
-        linear = {name: module for name, module in modules if isinstance(module, nn.Linear) and name in self._layers}
+        itself = next(iter(self._layers))  # the name of the root, where it has parameters of its own: it comes first
+        named = ((_plain_name(name) or itself, module) for name, module in self._network.named_modules())
+        linear = {name: module for name, module in named if isinstance(module, nn.Linear)}
 
         def keep(name: str) -> Any:
             return lambda module, inputs, output: seen.__setitem__(name, [inputs[0], output])
@@ -295,10 +304,11 @@ class Monitor:
         finally:
             for hook in hooks:
                 hook.remove()
-        nexts = [*(before for before, _ in list(seen.values())[1:]), final]
+        lasts = [final] if isinstance(final, Tensor) else [linear for _, linear in list(seen.values())[-1:]]
+        nexts = [*(before for before, _ in list(seen.values())[1:]), *lasts]
         batch, rows = len(self._probe), zip(seen.items(), nexts, strict=False)  # type: ignore[arg-type]
         found = {name: Activation(before, linear, after) for (name, (before, linear)), after in rows}
-        return {name: a for name, a in found.items() if all(t.ndim > 1 and len(t) == batch for t in a)}
+        return {name: a for name, a in found.items() if name in self._layers and all(t.ndim > 1 and len(t) == batch for t in a)}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -330,9 +340,9 @@ class _Split:
     norms: None = None
 
 
-def _kept(norms: Tensor, sketch: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _kept(norms: Tensor, sketch: Tensor, collisions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What is kept of a gradient until the next update; unit sketches in half precision."""
-    return norms.clone(), sketch.half(), cells.clone()
+    return norms.clone(), sketch.half(), collisions.clone()
 
 
 def _over(move: float, size: float) -> float | None:
@@ -363,11 +373,51 @@ def inside(network: nn.Module) -> nn.Module:
 def _layers(network: nn.Module) -> Iterator[tuple[str, list[nn.Parameter]]]:
     """Each module with parameters of its own that train; a shared parameter belongs to the first that has it."""
     seen: set[int] = set()
+    itself = _other_than([name for name, _ in network.named_modules()])
     for name, module in network.named_modules():
         own = [p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in seen]
         seen.update(map(id, own))
         if own:
-            yield name or ITSELF, own
+            yield _plain_name(name) or itself, own
+
+
+def _plain_name(name: str) -> str:
+    """The name of a module, whether or not it was compiled."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _other_than(names: Collection[str]) -> str:
+    """The name of the network itself, where it is none of these."""
+    return f"({ITSELF})" if ITSELF in names else ITSELF
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """The tensor, dense, with a last axis for real and imaginary part where it is complex."""
+    dense = tensor.to_dense() if tensor.is_sparse else tensor
+    return torch.view_as_real(dense) if dense.is_complex() else dense
+
+
+def _check(every: int, decay: float, lags: Sequence[int], entries: int) -> None:
+    for what, given, right, expected in (
+        ("every", every, every >= 1, "at least 1"),
+        ("decay", decay, 0 <= decay < 1, "at least 0 and below 1"),
+        ("lags", tuple(lags), all(lag >= 1 for lag in lags), "at least 1 each"),
+        ("entries", entries, entries >= 0, "at least 0"),
+    ):
+        if not right:
+            raise ValueError(f"Monitor: {what} must be {expected}; got {given}.")
+
+
+@contextmanager
+def _exactly(device: str) -> Iterator[None]:
+    """Neither autocast nor TF32: certificates hold for the rounding of the dtype."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

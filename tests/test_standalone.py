@@ -449,7 +449,7 @@ def test_scalars_tell_a_network_from_a_layer_that_is_the_network_itself():
 
 WITHOUT = "Monitor: the network has no parameters that train; there is nothing to watch"
 LOSS = "Monitor: an adaptive rank follows the loss; give it, as in monitor.update\\(loss\\)"
-NEEDS = "Monitor: adaptive=True chooses the rank of .*activation sketches; it needs probe points and .*'paper'"
+NEEDS = "Monitor: adaptive=True chooses the rank of the activation sketches; it needs probe points"
 WORD = "Monitor: readings must be default, full, none or a list of drift, memory, units, .*; got 'all'"
 NAME = "Monitor: there is no reading 'drif'; the readings are drift, memory, units, stable_rank, spectrum, paper, terms"
 REFUSED = {
@@ -458,7 +458,6 @@ REFUSED = {
     "word": (WORD, lambda: Monitor(net(), readings="all")),
     "name": (NAME, lambda: Monitor(net(), readings=["drif"])),
     "adaptive without a probe": (NEEDS, lambda: Monitor(net(), adaptive=True, readings="full")),
-    "adaptive without the paper": (NEEDS, lambda: Monitor(net(), randn(4, 3), adaptive=True)),
     "adaptive without a loss": (LOSS, lambda: Monitor(net(), randn(4, 3), adaptive=True, readings="full").update()),
     "small sketch": ("The size of a sketch must be at least 8 and no multiple of 16381; got 7", lambda: Monitor(net(), size=7)),
     "bad sketch": ("must be at least 8 and no multiple of 16381; got 32762", partial(SignFold, [5], 2 * 16381)),
@@ -476,6 +475,12 @@ def test_what_is_wrong_is_refused_in_words(message, make):
 def test_numbers_that_make_no_sense_are_refused_in_words(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Monitor(net(), **options)
+
+
+def test_an_adaptive_rank_reads_what_it_chooses_the_rank_for():
+    monitor = Monitor(net(), randn(4, 3), every=1, adaptive=True)
+    monitor.update(1.0)
+    assert all(layer.paper is not None for layer in monitor.read().layers.values())
 
 
 def test_any_probe_that_the_network_takes_is_taken_and_gradients_need_none():

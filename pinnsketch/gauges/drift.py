@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ HALF = 1e-3
 """What half precision, in which anchors are kept, may change a cosine by."""
 MEAN = 0
 """Stands for the moving average where a lag does."""
-HELD = "sketches", "norms", "cells", "found", "products"
+HELD = "sketches", "norms", "collisions", "found", "products"
 
 
 class Drift:
@@ -35,52 +35,53 @@ class Drift:
         later = {-(-lag // setup.every) * setup.every for lag in setup.lags if lag > 1}
         self.lags = tuple(sorted(later | ({1} if 1 in setup.lags else set())))
         self._kept = {lag: place for place, lag in enumerate((MEAN, *sorted(later)))}
-        """Where the average and the anchor of each lag are kept: unit sketches, their norms, and the cells they fill."""
+        """Where the average and the anchor of each lag are kept: unit sketches, their norms, and their collisions."""
         self._sketches = setup.zeros(len(self._kept), rows, setup.size, dtype=torch.float16)
         self._norms = setup.zeros(len(self._kept), rows)
-        self._cells = setup.zeros(len(self._kept), rows + 1)
+        self._collisions = setup.zeros(len(self._kept), rows + 1)
         self._at = dict.fromkeys(self._kept, -1)
         self._found = setup.zeros(len(self.lags) + 1, 2, rows + 1)
-        """Cosine and cells by lag (the moving average first) and by layer, all together last."""
+        """Cosine and collisions, by lag (the moving average first) and by layer (all together last)."""
         self._found[:, 0] = torch.nan
         self._products = setup.zeros(3)
         """Averages of <g_t, g_t-1> and |g_t|^2, and the sum of their weights."""
 
     def look(self, look: Look) -> None:
-        mean, cells = self._of(MEAN)
-        self._found[0] = _cosine(look, mean, cells)
+        mean, collisions = self._of(MEAN)
+        self._found[0] = _cosine(look, mean, collisions)
         kept = torch.where(look.finite[:, None], look.scaled, mean)
         mean = torch.lerp(mean, kept, 1 - self._setup.decay)
         norms = mean.norm(dim=1)
-        self._keep(MEAN, look.updates, norms, mean / norms[:, None], torch.lerp(cells, look.cells, 1 - self._setup.decay))
+        collisions = look.collisions if self._at[MEAN] < 0 else torch.lerp(collisions, look.collisions, 1 - self._setup.decay)
+        self._keep(MEAN, look.updates, norms, mean / norms[:, None], collisions)
         for place, lag in enumerate(self.lags, start=1):
             if lag > 1:
                 self._at_lag(look, place, lag)
             elif look.before is not None:
-                norms, sketch, cells = look.before
+                norms, sketch, collisions = look.before
                 before = scaled(norms, sketch)
-                self._found[place] = _cosine(look, before, cells)
+                self._found[place] = _cosine(look, before, collisions)
                 self._average(look, before)
 
     def _at_lag(self, look: Look, place: int, lag: int) -> None:
         if self._at[lag] >= 0 and look.updates - self._at[lag] >= lag:
             self._found[place] = _cosine(look, *self._of(lag))
         if self._at[lag] < 0 or look.updates - self._at[lag] >= lag:
-            self._keep(lag, look.updates, look.norms, look.sketch, look.cells)
+            self._keep(lag, look.updates, look.norms, look.sketch, look.collisions)
 
     def _of(self, lag: int) -> tuple[Tensor, Tensor]:
-        """What is kept of a lag: the sketch of the gradient itself, and the cells that it fills."""
+        """What is kept of a lag: the sketch of the gradient itself, and the collisions that it fills."""
         row = self._kept[lag]
-        return scaled(self._norms[row], self._sketches[row]), self._cells[row]
+        return scaled(self._norms[row], self._sketches[row]), self._collisions[row]
 
-    def _keep(self, lag: int, updates: int, norms: Tensor, sketch: Tensor, cells: Tensor) -> None:
+    def _keep(self, lag: int, updates: int, norms: Tensor, sketch: Tensor, collisions: Tensor) -> None:
         row = self._kept[lag]
         self._sketches[row] = sketch.nan_to_num(0.0).half()
-        self._norms[row], self._cells[row], self._at[lag] = norms, cells, updates
+        self._norms[row], self._collisions[row], self._at[lag] = norms, collisions, updates
 
     def _average(self, look: Look, before: Tensor) -> None:
-        now = look.scaled.sum(0)
-        new = torch.stack([now @ before.sum(0), look.norms.square().sum(), torch.ones_like(now[0])])
+        square = look.norms.square().sum()
+        new = torch.stack([(look.scaled * before).sum(), square, torch.ones_like(square)])
         self._products = torch.where(new.isfinite().all(), torch.lerp(self._products, new, 0.1), self._products)
 
     @property
@@ -92,10 +93,8 @@ class Drift:
         exact = (*self._setup.exact, all(self._setup.exact))
         found: dict[str, dict[str, Any]] = {}
         for i, name in enumerate(names):
-            cosines = []
-            for k in range(len(self.lags) + 1):
-                value, cells = numbers[2 * k * width + i], numbers[(2 * k + 1) * width + i]
-                cosines.append(_interval(value, cells, exact[i]))
+            pairs = [(numbers[2 * k * width + i], numbers[(2 * k + 1) * width + i]) for k in range(len(self.lags) + 1)]
+            cosines = [_interval(*pair, exact[i]) for pair in pairs]
             found[name] = {"drift": cosines[0], "lags": {lag: c for lag, c in zip(self.lags, cosines[1:], strict=True) if c}}
         inner, square, weight = numbers[-3:]
         found[WHOLE]["noise"] = square / inner - 1 if weight > 0 and inner > 0 else None
@@ -103,7 +102,7 @@ class Drift:
 
     @property
     def bytes(self) -> int:
-        return sum(t.nbytes for t in (self._sketches, self._norms, self._cells, self._found, self._products))
+        return sum(t.nbytes for t in (self._sketches, self._norms, self._collisions, self._found, self._products))
 
     def state_dict(self) -> dict[str, Any]:
         return {**{word: getattr(self, f"_{word}") for word in HELD}, "at": dict(self._at)}
@@ -114,15 +113,18 @@ class Drift:
         self._at = dict(state["at"])
 
 
-def _cosine(look: Look, other: Tensor, cells: Tensor) -> Tensor:
-    """Cosines of the gradient with another, from sketches, by layer and all together, and the cells they rest on."""
-    a, b = (torch.cat([t, t.sum(0, keepdim=True)]) for t in (look.scaled, other))
-    cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))  # 0 / 0 is NaN: no reading
-    return torch.stack([cosine, torch.minimum(look.cells, cells)])
+def _cosine(look: Look, other: Tensor, collisions: Tensor) -> Tensor:
+    """Cosines of the gradient with another, from sketches, by layer and all together, and the collisions they rest on."""
+    pairs = ((look.scaled, other), (look.scaled, look.scaled), (other, other))
+    products = torch.stack([(a * b).sum(1) for a, b in pairs])
+    products = torch.cat([products, torch.where(look.finite.all(), products.sum(1, keepdim=True), torch.nan)], dim=1)
+    cosine = products[0] / (products[1] * products[2]).sqrt()  # 0 / 0 is NaN: no reading
+    return torch.stack([cosine, torch.maximum(look.collisions, collisions)])
 
 
-def _interval(cosine: float, cells: float, exact: bool) -> Interval | None:
+def _interval(cosine: float, collisions: float, exact: bool) -> Interval | None:
     if not isfinite(cosine):
         return None
-    low, high = (cosine, cosine) if exact else cosine_interval(cosine, cells)
+    cosine = min(max(cosine, -1.0), 1.0)
+    low, high = (cosine, cosine) if exact else cosine_interval(cosine, 1 / collisions if collisions else inf)
     return Interval(cosine, max(min(low, cosine - HALF), -1.0), min(max(high, cosine + HALF), 1.0))

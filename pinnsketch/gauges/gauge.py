@@ -76,8 +76,8 @@ class Look:
         gradients: of each layer, one for each parameter.
         norms: of each layer's gradient, exact, `(L,)` float64.
         sketch: of each layer's gradient divided by its norm, `(L, p)` float32; zero where the gradient is not finite.
-        cells: how many cells of its sketch a layer's gradient fills, which its errors go by, and that of all, `(L + 1,)`.
-        before: norms, sketch and cells at the update before; None where there was none.
+        collisions: in the sketch of each layer, which its errors go by, and of all, `(L + 1,)`.
+        before: norms, sketch and collisions at the update before; None where there was none.
         loss: the value of the loss, where it was given.
     """
 
@@ -85,7 +85,7 @@ class Look:
     gradients: Sequence[Sequence[Tensor]]
     norms: Tensor
     sketch: Tensor
-    cells: Tensor
+    collisions: Tensor
     before: tuple[Tensor, Tensor, Tensor] | None
     loss: float | None
     setup: Setup = field(repr=False)

@@ -38,6 +38,8 @@ class LongMemory:
     def _thin(self, now: int) -> int:
         """Forget one entry, neither the first nor the last; its row."""
         at = [update for update, _ in self._at]
+        if len(at) < 3:
+            return self._at.pop()[1]
         gap = [(now - at[i - 1] + 1) / (now - at[i + 1] + 1) for i in range(1, len(at) - 1)]
         return self._at.pop(1 + min(range(len(gap)), key=gap.__getitem__))[1]
 

@@ -34,11 +34,12 @@ class Paper:
         }  # fmt: skip
 
     def look(self, look: Look) -> None:
-        drawn = None
+        drawn: dict[torch.dtype, Any] = {}
         for name, sketch in self._sketches.items():
             seen = look.activations[name]
-            drawn = drawn or sketch.projections(len(seen.before))
-            sketch.update(seen.before, seen.after, drawn)
+            dtype = sketch.x.dtype
+            drawn[dtype] = drawn.get(dtype) or sketch.projections(len(seen.before))
+            sketch.update(seen.before.to(dtype), seen.after.to(dtype), drawn[dtype])
 
     @property
     def numbers(self) -> Tensor:

@@ -17,8 +17,11 @@ BLOCK, DIRECTIONS, SHOWN, LOOKS = 8, 16, 4, 10
 
 
 def _matrices(setup: Setup) -> dict[str, int]:
-    """The place of the first matrix among the parameters of each layer that has one."""
-    places = {name: next((i for i, p in enumerate(ps) if p.ndim > 1), None) for name, ps in setup.layers.items()}
+    """The place of the first real matrix among the parameters of each layer that has one."""
+    places = {
+        name: next((i for i, p in enumerate(ps) if p.ndim > 1 and not p.is_complex()), None)
+        for name, ps in setup.layers.items()
+    }
     return {name: place for name, place in places.items() if place is not None}
 
 
@@ -98,7 +101,8 @@ class Spectrum:
             if not float(sketch.weight):
                 continue
             low, high = sketch.eigenvalues(min(SHOWN, sketch.dimension), mean=True)
-            found[name] = {"eigenvalues": _pairs(low, high), "gradient_rank": sketch.stable_rank()}
+            rank = sketch.stable_rank()
+            found[name] = {"eigenvalues": _pairs(low, high), "gradient_rank": rank if all(map(isfinite, rank)) else None}
         return found
 
     @property

@@ -35,7 +35,7 @@ class Terms:
 
     - `top_share`: by term, the share of the sum of those norms that the top 1 % of points has;
     - `noise`: variance of the gradient by the choice of points over the square of its norm (the gradient noise scale over the
-      number of points; McCandlish et al. 2018), None where it has more noise than norm.
+      number of points; McCandlish et al. 2018), infinite where the norm is all noise.
 
     All of them are exact for the points they were computed at.
     """

@@ -57,24 +57,27 @@ class Units:
         return self._last.nbytes
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last": self._last}
+        return {"last": self._last, "kinds": dict(self._kinds)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._last = state["last"].clone()
+        self._last, self._kinds = state["last"].clone(), dict(state["kinds"])
 
 
 def _kind(a: Activation) -> str | None:
     """The activation function that is seen between a layer and the next, if it is one of those that saturate."""
-    if a.after.shape != a.linear.shape:
+    before, after = a.linear.double(), a.after.double()
+    if before.shape != after.shape or not bool((before < 0).any()):  # where nothing is negative, relu changes nothing
         return None
-    return next((name for name, (function, _) in KINDS.items() if torch.allclose(function(a.linear), a.after)), None)
+    close = max(torch.finfo(t.dtype).eps for t in a) ** 0.75
+    return next((name for name, (f, _) in KINDS.items() if torch.allclose(f(before), after, rtol=close, atol=0)), None)
 
 
 def _measure(after: Tensor, kind: str | None) -> Tensor:
     """Dead, saturated and participation rank, `(3,)` float64."""
     after = after.flatten(0, -2)
-    spread = after - after.mean(0)
-    flat = (KINDS[kind][1](after) if kind else spread == 0).to(after.dtype).mean(0)
+    constant = after.amax(0) == after.amin(0)
+    spread = torch.where(constant, 0.0, after - after.mean(0))
+    flat = (KINDS[kind][1](after) if kind else constant.expand_as(after)).to(after.dtype).mean(0)
     spread = spread / spread.abs().amax()  # 0 / 0 is NaN: outputs that are all the same have no directions
     gram = spread @ spread.T if len(spread) < spread.shape[1] else spread.T @ spread
     rank = gram.diagonal().sum().square() / gram.square().sum()

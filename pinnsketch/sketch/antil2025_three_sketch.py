@@ -133,10 +133,11 @@ class ThreeSketch:
         """Energy and stable rank `(2,)`, on the device; zero before the first update, NaN once activations were not finite."""
         if not self.updates:
             return self.z.new_zeros(2)
-        finite = self.y.isfinite().all()
-        values = torch.linalg.svdvals(torch.where(finite, self.y, 0.0)).square()  # which fails for what is not finite
+        y = self.y.to(torch.promote_types(self.y.dtype, torch.float32))
+        finite = y.isfinite().all()
+        values = torch.linalg.svdvals(torch.where(finite, y, 0.0)).square()  # which fails for what is not finite
         rank = values.sum() / values[0].clamp(min=torch.finfo(values.dtype).tiny)
-        return torch.stack([self.z.norm() / self.correction, torch.where(finite, rank, torch.nan)])
+        return torch.stack([self.z.to(y.dtype).norm() / self.correction, torch.where(finite, rank, torch.nan)])
 
     @property
     def bytes(self) -> int:
