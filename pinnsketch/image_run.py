@@ -79,7 +79,7 @@ class ImageRun:
         options = {**self._sizes, **config.network.model_dump(), "dtype": config.dtype}
         self.network = ImageNetwork(**options, generator=torch.Generator().manual_seed(seed)).to(device)
         watch, probe = config.monitor, self.task.probe(PROBE)
-        self.monitor = Monitor(self.network, probe, **watch.options(device.type), seed=seed) if watch else None
+        self.monitor = Monitor(self.network, probe, **watch.options(device.type), seed=seed, graph=True) if watch else None
         self.health, self.history, self.fresh = Health(), list[dict[str, Any]](), list[Finding]()
         self._stage = config.train.stage(self.task.batches)
         self.total = self._stage.steps

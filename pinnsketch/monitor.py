@@ -16,7 +16,9 @@ from pinnsketch.gauges.gauge import Activation
 from pinnsketch.gauges.memory import LongMemory
 from pinnsketch.gauges.paper import Paper
 from pinnsketch.gauges.terms import Part, Terms
+from pinnsketch.graphed import Graphed
 from pinnsketch.sketch import AdaptiveRank, SignFold
+from pinnsketch.sketch.charikar2002_sign_fold import AT_ONCE
 
 Pair = tuple[float, float]
 
@@ -118,6 +120,8 @@ class Monitor:
         lags: distances in updates at which gradients are compared.
         entries: past gradients that the long memory holds.
         seed: of the sketches.
+        graph: replay parts of a look as CUDA graphs where gradients lie in the same tensors at each look and the network is
+            not large (up to a million parameters).
 
     Raises:
         ValueError: if the network has no parameters that train, a reading is unknown, a number is out of range, or an adaptive
@@ -138,6 +142,7 @@ class Monitor:
         lags: Sequence[int] = (1, 10, 100, 1000),
         entries: int = 32,
         seed: int = 0,
+        graph: bool = False,
     ) -> None:
         if adaptive and probe is None:
             raise ValueError("Monitor: adaptive=True chooses the rank of the activation sketches; it needs probe points.")
@@ -152,9 +157,11 @@ class Monitor:
         self._setup = Setup(
             layers=self._layers, size=size, exact=self._fold.exact, every=every, rank=rank, decay=decay, seed=seed,
             lags=tuple(lags), entries=entries, activations=None if probe is None else self._activations,
+            quiet=lambda: _evaluating(self._network), graph=graph and like.is_cuda and sum(self._fold.lengths) <= AT_ONCE,
         )  # fmt: skip
         self._gauges: dict[str, Gauge] = {name: GAUGES[name](self._setup) for name in names if name != "terms"}
         self._terms = Terms(self._setup)
+        self._graphed = Graphed(self._measure)
         self._weights = self._fold(self._parameters()).detach()
         self._before: tuple[Tensor, Tensor, Tensor] | None = None
         self._consecutive = "drift" in names and 1 in lags
@@ -184,9 +191,12 @@ class Monitor:
             with _exactly(self._setup.like.device.type):
                 self._look(loss, regular or self._every == 1, scaler)
         if self.updates % self._every == 0:
-            self._weights = self._fold(self._parameters())
             if self._consecutive and not self.looked:
-                self._before = _kept(*self._fold.measure(self._gradients(scaler)))
+                norms, sketch, collisions, weights = self._measured(scaler)
+                self._before = _kept(norms, sketch, collisions)
+            else:
+                weights = self._fold(self._parameters())
+            self._weights = weights.clone()
 
     def _parameters(self) -> list[list[Tensor]]:
         return [[_real(p) for p in ps] for ps in self._layers.values()]
@@ -198,16 +208,23 @@ class Monitor:
             return found
         return [[g / scaler._scale for g in layer] for layer in found]
 
+    def _measured(self, scaler: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if not self._setup.graph or scaler is not None or any(p.grad is None for p in self.parameters):
+            return self._measure(scaler)
+        return self._graphed([t for p in self.parameters for t in (p, p.grad)])  # type: ignore[misc]
+
+    def _measure(self, scaler: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Norms, unit sketches and collisions of the gradients, and sketches of the parameters."""
+        return (*self._fold.measure(self._gradients(scaler)), self._fold(self._parameters()))
+
     def _look(self, loss: float | None, consecutive: bool, scaler: Any) -> None:
-        gradients = self._gradients(scaler)
-        norms, sketch, collisions = self._fold.measure(gradients)
-        weights = self._fold(self._parameters())
+        norms, sketch, collisions, weights = self._measured(scaler)
         moved, size = ((w.double()).norm(dim=1) for w in (weights - self._weights, weights))
         self._last = torch.stack([norms, moved if consecutive else moved * torch.nan, size])
         if scaler is None:
             self._non_finite += ~norms.isfinite()
         before = self._before if consecutive else None
-        look = Look(self.updates, gradients, norms, sketch, collisions, before, loss, self._setup)
+        look = Look(self.updates, self._gradients(scaler), norms, sketch, collisions, before, loss, self._setup)
         if self._adaptive:
             self._adapt(loss)
         for gauge in self._gauges.values():
@@ -288,7 +305,7 @@ class Monitor:
 
     @torch.no_grad()
     def _activations(self) -> dict[str, Activation]:
-        """What goes into each linear layer, comes out of it, and goes into the next, on the probe points."""
+        """What goes into each linear layer, comes out of it, and goes into the next, on the probe points; within `quiet`."""
         seen: dict[str, list[Tensor]] = {}
         itself = next(iter(self._layers))  # the name of the root, where it has parameters of its own: it comes first
         named = ((_plain_name(name) or itself, module) for name, module in self._network.named_modules())
@@ -299,8 +316,7 @@ class Monitor:
 
         hooks = [module.register_forward_hook(keep(name)) for name, module in linear.items()]
         try:
-            with _evaluating(self._network):
-                final = self._network(self._probe)
+            final = self._network(self._probe)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -110,6 +110,7 @@ class Run:
             inside.x[:PROBE].to(self.trial.dtype, copy=True),
             **self.config.monitor.options(self.trial.device.type),
             seed=self.config.train.seed,
+            graph=self.config.train.compile is not False,
         )
 
     @classmethod

@@ -214,7 +214,7 @@ def test_noise_is_gradients_without_relation_and_a_loss_that_stays():
         return [reading(network=cosines(one, ten))] * N
 
     (found,) = observed(Health(), looks(0.1, 0.0), stays(N, at=0.9))
-    assert (found.kind, found.step) == ("noise-dominated gradient", 51)
+    assert (found.kind, found.step) == ("noise-dominated gradient", 41)
     assert "are 0.05 on average, and 90 % of the loss is left" in found.evidence
     assert observed(Health(), looks(0.4, 0.3), stays(N, at=0.9)) == []  # 0.35 on average
     assert observed(Health(), looks(0.6, -0.4), stays(N, at=0.9)) == []  # each is like the one before

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "pinnsketch"
 PROBLEMS = sorted((ROOT / "problems").glob("*.py"))
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "problem" in read_yaml(path, "problem: NAME")]
 TIERS = [
-    {"sketch", "derivatives", "jets", "geometry"},
+    {"sketch", "derivatives", "jets", "geometry", "graphed"},
     {"field", "points", "network", "gauges"},
     {"problem", "monitor", "methods", "compiled"},
     {"trial", "gradient", "blocks"},

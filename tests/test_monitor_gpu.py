@@ -9,6 +9,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 @needs_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("readings", ["none", "default", ["drift", "memory", "units", "stable_rank"]], ids=str)
 def test_the_monitor_never_waits_for_the_gpu_until_it_is_read(readings):
     network = torch.nn.Sequential(

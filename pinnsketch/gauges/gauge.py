@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -44,7 +45,9 @@ class Setup:
         rank, decay, seed: of sketches and averages.
         lags: distances in updates at which gradients are compared.
         entries: what the long memory holds.
-        activations: gives those at the probe points; None without probe points.
+        activations: gives those at the probe points, inside `quiet`; None without probe points.
+        quiet: the network in evaluation mode, and random numbers as they were afterwards.
+        graph: whether what keeps nothing is replayed as a CUDA graph.
     """
 
     layers: Mapping[str, Sequence[nn.Parameter]]
@@ -57,11 +60,20 @@ class Setup:
     lags: tuple[int, ...]
     entries: int
     activations: Callable[[], dict[str, Activation]] | None
+    quiet: Callable[[], AbstractContextManager[None]]
+    graph: bool
 
     @property
     def like(self) -> Tensor:
         """A tensor of the dtype and on the device of the network."""
         return next(iter(self.layers.values()))[0]
+
+    def seen(self) -> dict[str, Activation]:
+        """Activations at the probe points, by layer; none without probe points."""
+        if self.activations is None:
+            return {}
+        with self.quiet():
+            return self.activations()
 
     def zeros(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.like.device)
@@ -101,7 +113,7 @@ class Look:
 
     @cached_property
     def activations(self) -> dict[str, Activation]:
-        return self.setup.activations() if self.setup.activations else {}
+        return self.setup.seen()
 
 
 def scaled(norms: Tensor, sketch: Tensor) -> Tensor:

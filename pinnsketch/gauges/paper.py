@@ -23,8 +23,7 @@ class Paper:
 
     def start(self, rank: int) -> None:
         """Begin again with sketches of another rank, as Algorithm 1 asks."""
-        seen = self._setup.activations() if self._setup.activations else {}
-        pairs = {name: (a.before, a.after) for name, a in seen.items() if a.before.ndim == a.after.ndim == 2}
+        pairs = {name: (a.before, a.after) for name, a in self._setup.seen().items() if a.before.ndim == a.after.ndim == 2}
         self._sketches = {
             name: ThreeSketch(
                 a.shape[1], b.shape[1], rank=rank, decay=self._setup.decay, seed=self._setup.seed, layer=i,

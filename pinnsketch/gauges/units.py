@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import isfinite, sqrt
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pinnsketch.gauges.gauge import Activation, Look, Setup
+from pinnsketch.graphed import Graphed
 
 FLAT = 0.01
 """A unit is flat at a point where its slope is below this share of the largest."""
@@ -28,16 +29,28 @@ class Units:
     in, least and greatest over its columns."""
 
     def __init__(self, setup: Setup) -> None:
-        seen = setup.activations() if setup.activations else {}
+        self._setup, seen = setup, setup.seen()
         self._kinds = {name: _kind(a) for name, a in seen.items()}
         self._last = setup.zeros(3 * len(seen) + 2 * bool(seen))
+        self._graphed = Graphed(self._measured)
 
     def look(self, look: Look) -> None:
-        if self._kinds:
-            measured = [_measure(look.activations[name].after, kind) for name, kind in self._kinds.items()]
-            first = look.activations[next(iter(self._kinds))].before.flatten(0, -2)
-            stds = (first - first.mean(0)).square().mean(0).sqrt()
-            self._last = torch.cat([*measured, torch.stack([stds.amin(), stds.amax()]).double()])
+        if not self._kinds:
+            return
+        if self._setup.graph:
+            with self._setup.quiet():
+                self._last = self._graphed([p for ps in self._setup.layers.values() for p in ps])
+        else:
+            self._last = self._measure(look.activations)
+
+    def _measured(self) -> Tensor:
+        return self._measure(self._setup.activations() if self._setup.activations else {})
+
+    def _measure(self, seen: Mapping[str, Activation]) -> Tensor:
+        measured = [_measure(seen[name].after, kind) for name, kind in self._kinds.items()]
+        first = seen[next(iter(self._kinds))].before.flatten(0, -2)
+        stds = (first - first.mean(0)).square().mean(0).sqrt()
+        return torch.cat([*measured, torch.stack([stds.amin(), stds.amax()]).double()])
 
     @property
     def numbers(self) -> Tensor:

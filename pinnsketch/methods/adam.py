@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pinnsketch.methods.graphed import Graphed
+from pinnsketch.graphed import Graphed
 from pinnsketch.methods.method import Evaluation, Objective
 
 
@@ -20,14 +20,16 @@ class Adam:
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> None:
         device = parameters[0].device
         on_gpu = device.type == "cuda"
-        size = torch.tensor(lr, device=device) if on_gpu else lr  # a tensor may change after a capture, as the step number does
+        size = (
+            torch.tensor(lr, dtype=torch.float32, device=device) if on_gpu else lr
+        )  # a tensor may change after a capture, as the step number does
         self._adam = torch.optim.Adam(parameters, lr=size, betas=betas, fused=True, capturable=on_gpu)
-        self._graphed = Graphed(self._adam)
+        self._graphed = Graphed(self._adam.step)
 
     def step(self, objective: Objective) -> Evaluation:
         evaluation = objective()
         if evaluation.finite:
-            self._graphed.step(objective.static)
+            self._graphed() if objective.static else self._adam.step()
         return evaluation
 
     def state_dict(self) -> dict[str, Any]:

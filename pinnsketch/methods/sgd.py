@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pinnsketch.methods.graphed import Graphed
+from pinnsketch.graphed import Graphed
 from pinnsketch.methods.method import Evaluation, Objective
 
 
@@ -19,12 +19,12 @@ class SGD:
 
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float = 1e-2, momentum: float = 0.0) -> None:
         self._sgd = torch.optim.SGD(parameters, lr=lr, momentum=momentum, fused=True)
-        self._graphed = Graphed(self._sgd)
+        self._graphed = Graphed(self._sgd.step)
 
     def step(self, objective: Objective) -> Evaluation:
         evaluation = objective()
         if evaluation.finite:
-            self._graphed.step(objective.static)
+            self._graphed() if objective.static else self._sgd.step()
         return evaluation
 
     def state_dict(self) -> dict[str, Any]:
