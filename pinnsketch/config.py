@@ -272,9 +272,10 @@ class MonitorConfig(Section):
     """The monitor: how often it looks (in steps), what it reads, and the sizes of its sketches.
 
     `every`: auto: 10, and on a GPU, whose steps are shorter, 300; `readings`: default, full, none, or a list of names;
-    `terms`: how often loss terms are compared (in steps), auto: at each 25th look, with full readings at each 10th; `lags`: distances in
-    steps at which gradients are compared; `entries`: past gradients in the long memory; `size`: numbers in a gradient sketch;
-    `rank`, `decay`, `adaptive`: of the source paper's sketches; `tensorboard`: write readings for it to the run folder.
+    `terms`: how often loss terms are compared (in steps), auto: at each 25th look, with full readings at each 10th; `lags`:
+    distances in steps at which gradients are compared; `entries`: past gradients in the long memory; `size`: numbers in a
+    gradient sketch; `rank`, `decay`, `adaptive`: of the source paper's sketches; `tensorboard`: write readings for it to the
+    run folder.
     """
 
     every: Annotated[int | str, BeforeValidator(_auto_or_count)] = "auto"

@@ -6,12 +6,14 @@ Lines were drawn on runs with even seeds of `benchmarks/planted.py`, planted and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from math import exp, inf, isfinite, log, sqrt
+from statistics import correlation, median
+from statistics import fmean as mean
 from typing import Any, NamedTuple
 
+from pinnsketch.gauges import ITSELF
 from pinnsketch.monitor import LayerReading, Reading
 
 NETWORK = "network"
@@ -27,19 +29,20 @@ DEAD, SATURATED = 0.65, 0.5
 RANK, ACTIVATION_RANK = 1.5, 1.015
 """Stable rank of a gradient, and participation rank of activations, that have one direction.
 
-Healthy gradients of small networks often have one; their activations do not go below 1.09.
+Healthy gradients of small networks often have one; their activations are above 1.08, but for deep ones at the start (1.017).
 """
-CANCEL, IMBALANCE, FEW_POINTS, NOISE = 0.09, 300.0, 0.5, 0.33
-"""What is left of two terms' gradients when added, as a share of their norms; ratio of norms; share of the top 1 % of points; and
-the cosine of successive gradients where their noise scale is twice the batch, 1 / (1 + 2)."""
+CANCEL, BALANCE, IMBALANCE, BEYOND, FEW_POINTS, NOISE = 0.06, 0.01, 300.0, 1e4, 0.5, 0.33
+"""What is left of two terms' gradients, and of all, when added, as a share of their norms; ratio of norms where much of the
+weak one's loss is left, and where little is; share of the top 1 % of points; and the cosine of successive gradients where
+their noise scale is twice the batch, 1 / (1 + 2)."""
 OSCILLATION, PERIODIC, LONG, STANDSTILL = -0.5, 0.6, 3e-3, 1e-7
-"""Cosine with the gradient before, and with that ten steps ago; an update over the weights that is long, and one that is none."""
+"""Cosines with the gradient before, and with that ten steps ago; an update over the weights that is long, one that is none."""
 LOW, HIGH, FINE, CONSTANT = 0.1, 10.0, 2e-3, 1e-5
 """Between which the largest standard deviation of inputs lies, and above which the least, unless it is that of a constant: at
 most this share of the largest."""
-FLAT, FALLING, LEFT, MUCH, MOST = 0.02, -0.8, 1e-3, 0.1, 0.65
-"""A loss is flat if its best of late is not lower by this share; it falls where its correlation with time is
-below this. Shares of the first loss that are left: any, much, most."""
+FLAT, FALLING, LEFT, MUCH, MOST = 0.02, -0.75, 1e-3, 0.085, 0.65
+"""A loss is flat if its best of late is not lower by this share; it falls where its correlation with time is below this. Shares
+of the first loss that are left: any, much, most."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,10 @@ class Sign(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What is remembered of a look: the sum of the losses; the cosines of the gradient with that a step and ten steps before, the
+    """What is remembered of a look: the losses by term; the cosines of the gradient with that a step and ten steps before, the
     upper end of the first one's interval; how long the update was over the weights. None where it was not known."""
 
-    loss: float | None
+    losses: dict[str, float]
     cosine: float | None
     high: float | None
     tenth: float | None
@@ -85,15 +88,13 @@ class View:
         reading: the present one.
         usual: geometric running mean of each layer's gradient norm, where it is trusted.
         past: the last looks, up to WINDOW of them, the present one last.
-        losses: of the terms at present, over what they were at first; empty where they are not known.
-        level: their sum over what it was at first; None where it is not known.
+        first: the losses of the terms when they were first known.
     """
 
     reading: Reading
     usual: Mapping[str, float] = field(default_factory=dict)
     past: Sequence[Past] = ()
-    losses: Mapping[str, float] = field(default_factory=dict)
-    level: float | None = None
+    first: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def measured(self) -> list[tuple[str, LayerReading]]:
@@ -109,23 +110,32 @@ class View:
     def terms(self) -> Mapping[str, Any]:
         return self.reading.network.terms or {}
 
-    def left(self, share: float) -> bool:
-        """Whether as much of the first loss is left, at present."""
-        return self.level is not None and self.level > share
+    def losses(self, terms: Collection[str] = ()) -> list[float]:
+        """The losses of these terms together, or of all, at all the last looks that know them, as a share of what they were at
+        first."""
+        names = set(terms or self.first) & set(self.first)
+        start = sum(self.first[name] for name in names)
+        known = [look.losses for look in self.past if names and names <= set(look.losses)]
+        return [sum(losses[name] for name in names) / start for losses in known] if start > 0 else []
 
-    def flat(self, share: float = FLAT) -> bool:
-        """Whether the best of the last two losses is not lower by that share than the best of those three looks before."""
-        losses = [look.loss for look in self.past if look.loss is not None]
+    def left(self, share: float, terms: Collection[str] = ()) -> bool:
+        """Whether more than this share of them is left, at present."""
+        losses = self.losses(terms)
+        return bool(losses) and losses[-1] > share
+
+    def flat(self, share: float, terms: Collection[str] = ()) -> bool:
+        """Whether the best of the last two of them is not lower by that share than the best of those three looks before."""
+        losses = self.losses(terms)
         return len(losses) >= WINDOW and min(losses[-2:]) > (1 - share) * min(losses[-5:-3])
 
     @property
     def trend(self) -> float:
-        """Correlation of the losses with time, over the last looks: near -1 where they fall; 0 where they are not known."""
-        losses = [look.loss for look in self.past if look.loss is not None]
-        mean, middle = sum(losses) / max(len(losses), 1), (len(losses) - 1) / 2
-        up = sum((i - middle) * (loss - mean) for i, loss in enumerate(losses))
-        size = sqrt(sum((i - middle) ** 2 for i in range(len(losses))) * sum((loss - mean) ** 2 for loss in losses))
-        return up / size if size > 0 else 0.0
+        """Correlation of all losses with time, over the last looks: near -1 where they fall; 0 where they are not known."""
+        losses = self.losses()
+        if len(losses) < 2 or not min(losses) < max(losses):
+            return 0.0
+        size = max(map(abs, losses))  # squares of what explodes would overflow
+        return correlation(range(len(losses)), [loss / size for loss in losses])
 
     def column(self, name: str) -> list[float]:
         """One number of all the last looks that know it."""
@@ -136,9 +146,10 @@ def non_finite(view: View) -> Iterator[Sign]:
     ill = [name for name, layer in view.reading.layers.items() if layer.non_finite]
     if not ill:
         return
-    given = [(name, layer.input_std is None or all(map(isfinite, layer.input_std))) for name, layer in view.measured]
-    spoilt = [before for (before, well), (_, after) in pairwise(given) if well and not after]
-    origin = spoilt[0] if spoilt else ill[-1]  # values flow from the first layer to the last, gradients from the last to the first
+    spoilt = [name for name, layer in view.measured if layer.activation_rank is None and layer.dead != 1]
+    origin = (
+        spoilt[0] if spoilt else ill[-1]
+    )  # values flow from the first layer to the last, gradients from the last to the first
     yield Sign(origin, f"infinite or NaN entries, in {len(ill)} of {len(view.reading.layers)} layers")
 
 
@@ -184,64 +195,80 @@ def activation_rank(view: View) -> Iterator[Sign]:
 
 
 def conflict(view: View) -> Iterator[Sign]:
-    norms, left = view.terms.get("norms", {}), {}
-    for pair, cosine in view.terms.get("cosines", {}).items():
-        a, b = (norms.get(name, 0.0) for name in pair.split(", "))
-        if a * b > 0:
-            left[pair] = sqrt(max(a * a + b * b + 2 * a * b * cosine, 0.0)) / (a + b)
-    pair = min(left, key=lambda pair: left[pair], default="")
-    if pair and left[pair] < CANCEL and view.flat() and view.left(MUCH):
-        yield Sign(NETWORK, f"their gradients cancel but for {100 * left[pair]:.1f} %, and the loss does not fall", pair)
+    norms = view.terms.get("norms", {})
+    inner = {
+        (a, b): cosine * norms[a] * norms[b]
+        for pair, cosine in view.terms.get("cosines", {}).items()
+        for a, b in [pair.split(", ")]
+    }
+    if not inner or not all(map(isfinite, (*inner.values(), *norms.values()))):
+        return
+    a, b = min(inner, key=lambda pair: inner[pair])  # they work against each other most
+    two = sqrt(max(norms[a] ** 2 + norms[b] ** 2 + 2 * inner[a, b], 0.0)) / (norms[a] + norms[b])
+    whole = sqrt(max(sum(norm**2 for norm in norms.values()) + 2 * sum(inner.values()), 0.0)) / sum(norms.values())
+    stays = view.flat(FLAT, (a, b)) and view.left(MUCH, (a, b)) and view.left(MUCH)
+    if inner[a, b] < 0 and (two < CANCEL or whole < BALANCE) and stays:
+        yield Sign(NETWORK, f"their gradients cancel but for {100 * two:.1f} %, and the loss does not fall", f"{a}, {b}")
 
 
 def imbalance(view: View) -> Iterator[Sign]:
     norms = view.terms.get("norms", {})
     weak, strong = (best(norms, key=lambda name: norms[name], default="") for best in (min, max))
-    if weak and norms[strong] > IMBALANCE * norms[weak] and view.losses.get(weak, 1.0) > MUCH:
+    line = IMBALANCE if view.left(MUCH, (weak,)) else BEYOND
+    if weak and norms[strong] > line * norms[weak]:
         yield Sign(NETWORK, f"its gradient is {norms[weak]:.2g}, that of {strong} is {norms[strong]:.2g}", weak)
 
 
 def few_points(view: View) -> Iterator[Sign]:
     for term, share in view.terms.get("top_share", {}).items():
-        if share > FEW_POINTS and view.losses.get(term, 1.0) > MUCH and view.left(MUCH):
+        if share > FEW_POINTS and view.left(MUCH, (term,)) and view.left(MUCH):
             yield Sign(NETWORK, f"1 % of the points make {100 * share:.0f} % of the sum of the gradient norms", term)
 
 
 def noise(view: View) -> Iterator[Sign]:
-    cosines, losses = [*view.column("cosine"), *view.column("tenth")], view.column("loss")
-    if len(cosines) < 2 * WINDOW - 2 or len(losses) < WINDOW or not view.left(0):
+    ones, tenths, losses = view.column("cosine"), view.column("tenth"), view.losses()
+    if min(len(ones), len(tenths), len(losses) - 1) < WINDOW - 1:
         return
-    mean, level = sum(cosines) / len(cosines), (view.level or 0.0) * sum(losses) / len(losses) / losses[-1]
-    if OSCILLATION < mean < NOISE and level > MOST and view.trend > FALLING:
-        yield Sign(NETWORK, f"cosines with gradients before are {mean:.2f} on average, and {100 * level:.0f} % of the loss is left")
+    level = median(losses)
+    still = OSCILLATION < mean([*ones, *tenths]) < NOISE and mean(ones) < 1 / 2
+    if still and level > MOST and view.trend > FALLING:
+        yield Sign(
+            NETWORK,
+            f"cosines with the gradients one and ten steps before are {mean([*ones, *tenths]):.2f} on average, "
+            f"and {100 * level:.0f} % of the loss is left",
+        )
 
 
 def oscillation(view: View) -> Iterator[Sign]:
     last = view.past[1 - WINDOW :]
     highs, tenths = ([value for look in last if (value := getattr(look, name)) is not None] for name in ("high", "tenth"))
-    if len(highs) < WINDOW - 1 or max(highs) > OSCILLATION or not view.flat(5 * FLAT) or not view.left(MUCH / 2):
+    if len(highs) < WINDOW - 1 or max(highs) > OSCILLATION or not view.flat(10 * FLAT) or not view.left(MUCH / 2):
         return
     update = max((look.update for look in last if look.update is not None), default=0.0)
     if update > LONG or (tenths and sum(tenths) / len(tenths) > PERIODIC):
-        yield Sign(NETWORK, f"cosines with the gradient before are below {max(highs):.2f} for certain, and the loss does not fall")
+        yield Sign(
+            NETWORK, f"cosines with the gradient before are below {max(highs):.2f} for certain, and the loss does not fall"
+        )
 
 
 def stagnation(view: View) -> Iterator[Sign]:
     ratio = view.reading.network.update_ratio
     if ratio is not None and ratio < STANDSTILL and view.left(LEFT):
-        yield Sign(NETWORK, f"an update is {ratio:.1g} of the parameters, with {100 * (view.level or 0):.2g} % of the loss left")
+        yield Sign(
+            NETWORK, f"an update is {ratio:.1g} of the parameters, with {100 * view.losses()[-1]:.2g} % of the loss left"
+        )
 
 
 def input_scaling(view: View) -> Iterator[Sign]:
-    first = next((name for name in view.reading.layers if name != NETWORK), NETWORK)
+    first = next((name for name in view.reading.layers if name != ITSELF), ITSELF)
     low, high = view.reading.layers[first].input_std or (1.0, 1.0) if first in view.reading.layers else (1.0, 1.0)
     if high > HIGH or high < LOW or CONSTANT * high < low < FINE:
         yield Sign(first, f"standard deviations of its inputs lie from {low:.2g} to {high:.2g}")
 
 
 class Rule(NamedTuple):
-    """A kind of trouble: what shows it, at how many looks in a row, and what to do; `spreads`: from layer to layer, so that only
-    the first layer is named."""
+    """A kind of trouble: what shows it, at how many looks in a row, and what to do; `spreads`: from layer to layer, so that
+    only the first layer is named."""
 
     signs: Callable[[View], Iterator[Sign]]
     patience: int
@@ -264,7 +291,9 @@ RULES: dict[str, Rule] = {
     "oscillation": Rule(oscillation, 1, "Lower train.lr."),
     "stagnation": Rule(stagnation, 3, "Raise train.lr, or change train.method."),
     "noise-dominated gradient": Rule(noise, 1, "Raise points.interior, or resample less often with points.resample."),
-    "few points dominate": Rule(few_points, 2, "Look at the residual there; raise points.interior, or put points where it is large."),
+    "few points dominate": Rule(
+        few_points, 2, "Look at the residual there; raise points.interior, or put points where it is large."
+    ),
     "input scaling": Rule(input_scaling, 1, "Scale the inputs of your network to a standard deviation near 1."),
 }
 COMPARED = ("imbalanced terms", "few points dominate")
@@ -305,19 +334,15 @@ class Health:
         return fresh
 
     def _view(self, reading: Reading, losses: Mapping[str, float] | None) -> View:
-        known = dict(losses or {})
-        total: float | None = sum(known.values()) if known and all(map(isfinite, known.values())) else None
-        if total is not None and not self._first:
+        known = {name: loss for name, loss in (losses or {}).items() if isfinite(loss)}
+        if known and not self._first:
             self._first = known
         network = reading.network
         lag, tenth = network.lags.get(1), network.lags.get(10)
         before = lag.value if lag else None, lag.high if lag else None, tenth.value if tenth else None
-        self._past = [*self._past, Past(total, *before, network.update_ratio)][-WINDOW:]
+        self._past = [*self._past, Past(known, *before, network.update_ratio)][-WINDOW:]
         usual = {name: exp(mean) for name, mean in self._means.items()} if self._seen >= WARM_UP else {}
-        relative = {name: loss / self._first[name] for name, loss in known.items() if self._first.get(name, 0) > 0}
-        start = sum(self._first.values())
-        level = total / start if total is not None and start > 0 else None
-        return View(reading, usual, self._past, relative, level)
+        return View(reading, usual, self._past, self._first)
 
     def _count(self, kind: str, signs: Mapping[str, Sign]) -> None:
         for what in [what for what in self._streaks if what.startswith(f"{kind} ") and what not in signs]:
@@ -337,6 +362,10 @@ class Health:
         if finding.kind == "non-finite gradient":
             return not any(known.kind == finding.kind for known in self.findings)
         return not any((known.kind, known.layer, known.term) == same for known in self.findings)
+
+    def explain(self, kind: str, **words: Any) -> None:
+        """Put what is known better (layer, term, evidence, advice) in place of what findings of a kind say."""
+        self.findings = [replace(known, **words) if known.kind == kind else known for known in self.findings]
 
     def __bool__(self) -> bool:
         """Whether nothing was found."""

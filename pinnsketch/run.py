@@ -220,7 +220,13 @@ class Run:
             batch = self.task.batch((step.index - 1) // resample) if resample else self._points
             watch.note_terms(self.task.by_term(self.trial, batch, watch.parameters))
         if watch.looked or due:
-            self.fresh = self.health.observe(step.index, watch.read(), step.losses)
+            known = len(self.health.findings)
+            self.health.observe(step.index, watch.read(), step.losses)
+            if self.origin and self.origin.found:
+                at, said = self.origin.place, self.origin.sentence.rstrip(".")
+                where = {"layer": at.layer or self.origin.layer, "term": at.term}
+                self.health.explain("non-finite gradient", **where, evidence=said, advice=self.origin.advice)
+            self.fresh = self.health.findings[known:]
 
     def _record(self, step: Step, seconds: float) -> None:
         row = {"step": step.index, "method": step.method, "seconds": seconds, "loss": step.loss, "losses": dict(step.losses)}

@@ -141,18 +141,27 @@ def test_where_values_are_not_finite_the_first_layer_that_gives_such_is_named():
     assert kinds(observed(Health(), [reading(ill)])) == [("non-finite gradient", "layers.2")]
 
 
-CONFLICT = {"cosine": -1.0, "norms": (1.0, 0.85)}
+CONFLICT = {"cosine": -1.0, "norms": (1.0, 0.89)}
 
 
 def test_terms_whose_gradients_cancel_conflict_where_the_loss_is_high_and_flat():
-    look, near = reading(network=terms(**CONFLICT)), reading(network=terms(cosine=-1.0, norms=(1.0, 0.84)))
+    look, near = reading(network=terms(**CONFLICT)), reading(network=terms(cosine=-1.0, norms=(1.0, 0.88)))
     (found,) = observed(Health(), [look] * N, stays(N))
     assert (found.kind, found.layer, found.term) == ("conflicting terms", "network", "a, b")
-    assert "cancel but for 8.1 %" in found.evidence
+    assert "cancel but for 5.8 %" in found.evidence
     assert observed(Health(), [near] * N, stays(N)) == []
     assert observed(Health(), [look] * N, stays(N, at=0.08)) == []
     assert observed(Health(), [look] * N, [0.985**i for i in range(N)]) == []
     assert observed(Health(), [look] * N) == []
+
+
+def test_two_terms_conflict_too_where_a_third_takes_part_in_their_balance():
+    def look(third):
+        norms = {"a": 1.0, "b": 0.8, "c": third}
+        return reading(network={"terms": {"norms": norms, "cosines": {"a, b": -1.0, "a, c": -1.0, "b, c": 1.0}, "updates": 1}})
+
+    assert [f.term for f in observed(Health(), [look(0.199)] * N, stays(N))] == ["a, b"]
+    assert observed(Health(), [look(0.17)] * N, stays(N)) == []
 
 
 def test_terms_are_imbalanced_where_the_weak_one_is_not_satisfied():

@@ -20,9 +20,8 @@ class Adam:
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> None:
         device = parameters[0].device
         on_gpu = device.type == "cuda"
-        size = (
-            torch.tensor(lr, dtype=torch.float32, device=device) if on_gpu else lr
-        )  # a tensor may change after a capture, as the step number does
+        # A tensor may change after a capture, as the step number does; the fused kernel takes it in single precision.
+        size = torch.tensor(lr, dtype=torch.float32, device=device) if on_gpu else lr
         self._adam = torch.optim.Adam(parameters, lr=size, betas=betas, fused=True, capturable=on_gpu)
         self._graphed = Graphed(self._adam.step)
 
