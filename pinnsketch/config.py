@@ -22,8 +22,8 @@ from pinnsketch.train import Stage
 M = TypeVar("M", bound=BaseModel)
 
 
-PACE = {"cpu": 10, "cuda": 300}
-"""Steps from one look to the next: it takes a third of a small step on a CPU, and some captured ones on a GPU."""
+PACE = {"cpu": 30, "cuda": 300}
+"""Steps from one look to the next: it takes half a small step on a CPU, and ten captured ones on a GPU."""
 COMPARED = {"default": 25, "full": 10}
 """Looks from one comparison of the loss terms, which costs some three steps, to the next."""
 
@@ -271,7 +271,7 @@ class TrainConfig(Section):
 class MonitorConfig(Section):
     """The monitor: how often it looks (in steps), what it reads, and the sizes of its sketches.
 
-    `every`: auto: 10, and on a GPU, whose steps are shorter, 300; `readings`: default, full, none, or a list of names;
+    `every`: auto: 30, and on a GPU, whose steps are shorter, 300; `readings`: default, full, none, or a list of names;
     `terms`: how often loss terms are compared (in steps), auto: at each 25th look, with full readings at each 10th; `lags`:
     distances in steps at which gradients are compared; `entries`: past gradients in the long memory; `size`: numbers in a
     gradient sketch; `rank`, `decay`, `adaptive`: of the source paper's sketches; `tensorboard`: write readings for it to the

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from math import inf, isfinite
+from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pinnsketch.gauges.gauge import WHOLE, Interval, Look, Setup, scaled
-from pinnsketch.sketch import cosine_interval
+from pinnsketch.sketch import cells_of, cosine_interval
 
 HALF = 1e-3
 """What half precision, in which anchors are kept, may change a cosine by."""
@@ -38,11 +39,11 @@ class Drift:
         """Where the average and the anchor of each lag are kept: unit sketches, their norms, and their collisions."""
         self._sketches = setup.zeros(len(self._kept), rows, setup.size, dtype=torch.float16)
         self._norms = setup.zeros(len(self._kept), rows)
-        self._collisions = setup.zeros(len(self._kept), rows + 1)
+        self._collisions = setup.zeros(len(self._kept), rows + 1, 2)
         self._at = dict.fromkeys(self._kept, -1)
-        self._found = setup.zeros(len(self.lags) + 1, 2, rows + 1)
-        """Cosine and collisions, by lag (the moving average first) and by layer (all together last)."""
-        self._found[:, 0] = torch.nan
+        self._found = setup.zeros(len(self.lags) + 1, rows + 1, 5)
+        """A cosine and the collisions of both, by lag (the moving average first) and by layer (all together last)."""
+        self._found[:, :, 0] = torch.nan
         self._products = setup.zeros(3)
         """Averages of <g_t, g_t-1> and |g_t|^2, and the sum of their weights."""
 
@@ -89,12 +90,12 @@ class Drift:
         return torch.cat([self._found.flatten(), self._products])
 
     def read(self, numbers: list[float]) -> dict[str, dict[str, Any]]:
-        names, width = [*self._setup.layers, WHOLE], len(self._setup.layers) + 1
+        names, width = [*self._setup.layers, WHOLE], 5 * (len(self._setup.layers) + 1)
         exact = (*self._setup.exact, all(self._setup.exact))
         found: dict[str, dict[str, Any]] = {}
         for i, name in enumerate(names):
-            pairs = [(numbers[2 * k * width + i], numbers[(2 * k + 1) * width + i]) for k in range(len(self.lags) + 1)]
-            cosines = [_interval(*pair, exact[i]) for pair in pairs]
+            rows = [numbers[k * width + 5 * i : k * width + 5 * i + 5] for k in range(len(self.lags) + 1)]
+            cosines = [_interval(row, exact[i]) for row in rows]
             found[name] = {"drift": cosines[0], "lags": {lag: c for lag, c in zip(self.lags, cosines[1:], strict=True) if c}}
         inner, square, weight = numbers[-3:]
         found[WHOLE]["noise"] = square / inner - 1 if weight > 0 and inner > 0 else None
@@ -114,17 +115,17 @@ class Drift:
 
 
 def _cosine(look: Look, other: Tensor, collisions: Tensor) -> Tensor:
-    """Cosines of the gradient with another, from sketches, by layer and all together, and the collisions they rest on."""
+    """Cosines of the gradient with another, from sketches, by layer and all together, and the collisions of both."""
     pairs = ((look.scaled, other), (look.scaled, look.scaled), (other, other))
     products = torch.stack([(a * b).sum(1) for a, b in pairs])
     products = torch.cat([products, torch.where(look.finite.all(), products.sum(1, keepdim=True), torch.nan)], dim=1)
     cosine = products[0] / (products[1] * products[2]).sqrt()  # 0 / 0 is NaN: no reading
-    return torch.stack([cosine, torch.maximum(look.collisions, collisions)])
+    return torch.cat([cosine[:, None], look.collisions, collisions], dim=1)
 
 
-def _interval(cosine: float, collisions: float, exact: bool) -> Interval | None:
-    if not isfinite(cosine):
+def _interval(row: Sequence[float], exact: bool) -> Interval | None:
+    if not isfinite(row[0]):
         return None
-    cosine = min(max(cosine, -1.0), 1.0)
-    low, high = (cosine, cosine) if exact else cosine_interval(cosine, 1 / collisions if collisions else inf)
+    cosine = min(max(row[0], -1.0), 1.0)
+    low, high = (cosine, cosine) if exact else cosine_interval(cosine, cells_of(row[1:3], row[3:5], cosine))
     return Interval(cosine, max(min(low, cosine - HALF), -1.0), min(max(high, cosine + HALF), 1.0))

@@ -88,7 +88,7 @@ class Look:
         gradients: of each layer, one for each parameter.
         norms: of each layer's gradient, exact, `(L,)` float64.
         sketch: of each layer's gradient divided by its norm, `(L, p)` float32; zero where the gradient is not finite.
-        collisions: in the sketch of each layer, which its errors go by, and of all, `(L + 1,)`.
+        collisions: in the sketch of each layer, which its errors go by, and of all, `(L + 1, 2)`.
         before: norms, sketch and collisions at the update before; None where there was none.
         loss: the value of the loss, where it was given.
     """

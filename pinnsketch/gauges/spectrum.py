@@ -77,6 +77,7 @@ class Spectrum:
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._matrices, self._looks = setup, _matrices(setup), 0
+        self._read: dict[str, dict[str, Any]] | None = None
         self._layers = list(setup.layers)
         weights = {name: setup.layers[name][place] for name, place in self._matrices.items()}
         self._sketches = {
@@ -88,6 +89,7 @@ class Spectrum:
         self._looks += 1
         if (self._looks - 1) % LOOKS:
             return
+        self._read = None
         for name, sketch in self._sketches.items():
             sketch.update(_gradient(look, self._layers.index(name), self._matrices[name]))
 
@@ -96,6 +98,11 @@ class Spectrum:
         return self._setup.zeros(0)
 
     def read(self, numbers: list[float]) -> dict[str, dict[str, Any]]:
+        if self._read is None:
+            self._read = self._readings()
+        return self._read
+
+    def _readings(self) -> dict[str, dict[str, Any]]:
         found = {}
         for name, sketch in self._sketches.items():
             if not float(sketch.weight):
@@ -113,7 +120,7 @@ class Spectrum:
         return {"looks": self._looks, "sketches": {name: sketch.state_dict() for name, sketch in self._sketches.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._looks = state["looks"]
+        self._looks, self._read = state["looks"], None
         for name, saved in state["sketches"].items():
             self._sketches[name].load_state_dict(saved)
 

@@ -2,7 +2,7 @@
 
 from pinnsketch.sketch.antil2025_three_sketch import AdaptiveRank, ThreeSketch
 from pinnsketch.sketch.charikar2002_count_sketch import CountSketch
-from pinnsketch.sketch.charikar2002_sign_fold import SignFold, cosine_interval
+from pinnsketch.sketch.charikar2002_sign_fold import SignFold, cells_of, cosine_interval
 from pinnsketch.sketch.ghashami2016_frequent_directions import FrequentDirections
 from pinnsketch.sketch.rutishauser1969_simultaneous_iteration import BlockSubspace
 from pinnsketch.sketch.tropp2019_three_sketch import ErrorRank, TwoSidedSketch
@@ -16,5 +16,6 @@ __all__ = [
     "SignFold",
     "ThreeSketch",
     "TwoSidedSketch",
+    "cells_of",
     "cosine_interval",
 ]

@@ -19,7 +19,7 @@ AT_ONCE = 1 << 20
 """Numbers that are measured at once, which bounds what is held for the time of a look."""
 
 ALIKE = 0.95
-"""How far two gradients of one training are large at the same entries: found on real ones, where it gives 95 % intervals."""
+"""How far two unlike gradients of one training are large at the same entries: found on real ones, for 95 % intervals."""
 
 
 class SignFold:
@@ -63,12 +63,7 @@ class SignFold:
     def measure(self, vectors: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
         """Of each vector, given in parts: its norm `(vectors,)`, exact; the sketch of the vector over its norm `(vectors, p)`,
         float32, zero where that is not finite; and its collisions, and those of all vectors together, each in cells of its own,
-        `(vectors + 1,)`.
-
-        The collisions of x are `(sum_j e_j^2 - 0.95 sum_i x_i^4) / |x|^4` for e_j the energy that is folded into cell j. One
-        over them, those of x or y, whichever has more, takes the place of p in the error of an inner product,
-        `(|x|^2 |y|^2 + <x, y>^2) / p`. An entry makes no error with itself: exactly, the factor is 1 for y = x, and 0 where y
-        is large only where x is small.
+        `(vectors + 1, 2)`: `sum_j e_j^2` and `sum_i x_i^4` over `|x|^4`, for e_j the energy that is folded into cell j.
         """
         found = [self._measured(vectors[a:b], a, b) for a, b in self._runs]
         sketches, energies, alone = (torch.cat(column) for column in zip(*found, strict=True))
@@ -76,9 +71,12 @@ class SignFold:
         norms = total.sqrt()
         scale = torch.where(norms.isfinite() & (norms > 0), norms, torch.inf)
         sketch = (sketches / scale[:, None]).nan_to_num(0.0).float()
-        met = (energies.square().sum(dim=1) - ALIKE * alone).clamp(min=0)
-        collisions = torch.cat([met / total.square(), met.sum(0, keepdim=True) / total.sum(0, keepdim=True).square()])
-        return norms, sketch, collisions.nan_to_num(1 / self.size)
+        met = torch.stack([energies.square().sum(dim=1), alone], dim=1)
+        squares = torch.cat([total, total.sum(0, keepdim=True)]).square()
+        collisions = torch.cat([met, met.sum(0, keepdim=True)]) / squares[:, None]
+        usual = torch.full_like(collisions, 1 / self.size)
+        usual[:, 1] = 0.0
+        return norms, sketch, torch.where(collisions.isfinite(), collisions, usual)
 
     def _measured(self, vectors: Sequence[Sequence[Tensor]], first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of a run of vectors the sketches `(vectors, p)`, the energy in each cell, and the sum of fourth powers; in float64,
@@ -126,6 +124,17 @@ def _runs(lengths: Sequence[int], most: int) -> list[tuple[int, int]]:
             total = 0
         runs[-1], total = (runs[-1][0], i + 1), total + length
     return runs
+
+
+def cells_of(x: Sequence[float], y: Sequence[float], cosine: float) -> float:
+    """The number that takes the place of p in the error of an inner product of two sketches, from the collisions of both.
+
+    `1 / cells = sum_j e_j^2 - a sum_i x_i^4`, for x or y, whichever has more: an entry makes no error with itself, so a is 1
+    for y = x, exactly, and less where they are large at different entries: `a = 0.95 + 0.05 cosine^2`.
+    """
+    alike = ALIKE + (1 - ALIKE) * cosine * cosine
+    more = max(x[0] - alike * x[1], y[0] - alike * y[1])
+    return 1 / more if more > 0 else math.inf
 
 
 def cosine_interval(cosine: float, size: float, z: float = 1.96) -> tuple[float, float]:
