@@ -79,3 +79,25 @@ def test_the_tables_of_the_derivatives_page_are_the_committed_results():
             for cell, (found, n, what) in zip(shown, columns, strict=True):
                 value = found.get(f"{problem}, {n:,} points, float64: {what}")
                 assert cell == ("-" if value is None else f"{value:.2g}" if value < 100 else f"{value:.0f}")
+
+
+def test_the_tables_of_the_monitor_page_are_the_committed_results():
+    def committed(name):
+        return {row["name"]: row for row in json.loads(RESULTS.with_name(f"{name}.json").read_text())["rows"]}
+
+    page, found = (ROOT / "docs" / "monitor.md").read_text(), committed("pathologies")
+    table = re.findall(r"^\| ([a-z -]+) \| (\d+) \| (\d+) % \| (\d+) % \| ([\d.]+) \|$", page, flags=re.MULTILINE)
+    assert [kind for kind, *_ in table] == [name.removesuffix(": recall") for name in found if name.endswith(": recall")]
+    for kind, runs, recall, place, latency in table:
+        assert found[f"{kind}: recall"]["peer"] == f"{runs} runs"
+        assert (recall, place) == tuple(
+            f"{100 * found[f'{kind}: {what}']['value']:.0f}" for what in ("recall", "found in the right place")
+        )
+        assert latency == f"{found[f'{kind}: median latency']['value']:g}"
+    assert f"{found['false alarms']['peer']}, {found['false alarms']['value']:.2g} in 10,000" in page
+
+    costs = committed("monitor") | committed("monitor_h100")
+    shown = re.findall(r"^\| `(.+)` \| ([\d.,e-]+) \|", page, flags=re.MULTILINE)
+    assert len(shown) >= 14
+    for name, value in shown:
+        assert value == (f"{costs[name]['value']:,}" if costs[name]["unit"] == "B" else f"{costs[name]['value']:.3g}"), name
