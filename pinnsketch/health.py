@@ -107,6 +107,12 @@ class View:
         return self.measured[:-1]
 
     @property
+    def one_input(self) -> bool:
+        """Whether the network has a single input, as outputs that follow one direction are no trouble then."""
+        stds = next((layer.input_std for layer in self.reading.layers.values() if layer.input_std), None)
+        return stds is not None and stds[0] == stds[1]
+
+    @property
     def terms(self) -> Mapping[str, Any]:
         return self.reading.network.terms or {}
 
@@ -184,13 +190,13 @@ def saturated(view: View) -> Iterator[Sign]:
 def gradient_rank(view: View) -> Iterator[Sign]:
     for name, layer in view.hidden:
         high = layer.stable_rank[1] if layer.stable_rank else inf
-        if high < RANK and (layer.activation_rank or inf) < ACTIVATION_RANK:
+        if high < RANK and (layer.activation_rank or inf) < ACTIVATION_RANK and not view.one_input:
             yield Sign(name, f"stable rank of the gradient below {high:.2f}, participation rank {layer.activation_rank:.3f}")
 
 
 def activation_rank(view: View) -> Iterator[Sign]:
     for name, layer in view.hidden:
-        if (layer.activation_rank or inf) < ACTIVATION_RANK:
+        if (layer.activation_rank or inf) < ACTIVATION_RANK and not view.one_input:
             yield Sign(name, f"its outputs differ in one direction (participation rank {layer.activation_rank:.3f})")
 
 

@@ -97,9 +97,10 @@ class Run:
         self._last: Step | None = None
         self._reached: dict[str, Any] = {"steps": 0, "loss": None, "losses": {}, "note": None, "last": False}
         self.fresh: list[Finding] = []
+        writer = _summary_writer() if folder and config.monitor and config.monitor.tensorboard else None
         if folder is not None and not resuming:
             self._prepare(overwrite)
-        self._writer = _tensorboard(folder) if folder and config.monitor and config.monitor.tensorboard else None
+        self._writer = writer(str(folder / "tensorboard")) if folder and writer else None
 
     def _watch(self) -> Monitor | None:
         if self.config.monitor is None:
@@ -335,12 +336,17 @@ class Run:
                     shutil.copyfile(source, copy)
 
 
-def _tensorboard(folder: Path) -> Any:
+def _summary_writer() -> Any:
+    """TensorBoard's writer of event files.
+
+    Raises:
+        RunError: if it is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise RunError("monitor.tensorboard needs a package: pip install tensorboard. Or set it to false.") from None
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter
 
 
 def build_network(config: RunConfig, problem: Problem, generator: torch.Generator) -> nn.Module:

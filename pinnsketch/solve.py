@@ -71,12 +71,12 @@ def solve(
         return run.finish(interrupted=bool(asked))
 
 
-ROUND = 10
-"""Steps that each run takes before the other has its turn."""
+LEAST = 10
+"""Steps that each run takes at least before the other has its turn."""
 
 
 class Comparison:
-    """The same run with and without the monitor, in turns of a few steps: iterate to train both, then read `result()`.
+    """The same run with and without the monitor, in turns of whole looks: iterate to train both, then read `result()`.
 
     Args:
         problem: what to solve.
@@ -89,6 +89,8 @@ class Comparison:
         self.watched = Run(problem, config)
         self.bare = Run(problem, config.model_copy(update={"monitor": None}))
         self.ratios: list[float] = []
+        pace = config.monitor.pace(self.watched.trial.device.type)
+        self._turn = -(-LEAST // pace) * pace
 
     def __iter__(self) -> Iterator[int]:
         """Train both to the end; yields the number of steps finished after each pair of turns."""
@@ -98,12 +100,12 @@ class Comparison:
             steps: dict[Run, int] = {}
             for run, steps_of in pair if len(self.ratios) % 2 == 0 else reversed(pair):
                 began = time.perf_counter()
-                steps[run] = sum(1 for _ in zip(range(ROUND), steps_of, strict=False))
+                steps[run] = sum(1 for _ in zip(range(self._turn), steps_of, strict=False))
                 took[run] = time.perf_counter() - began
             if not all(steps.values()):
                 return
             self.ratios.append(took[self.watched] / took[self.bare])
-            yield self.watched.metrics()["steps"] if len(self.ratios) % 50 == 0 else len(self.ratios) * ROUND
+            yield self.watched.metrics()["steps"] if len(self.ratios) % 50 == 0 else len(self.ratios) * self._turn
 
     def result(self, interrupted: bool = False) -> dict[str, Any]:
         """Errors with and without, whether the parameters are equal bit for bit, and the overhead with its 95 % interval."""

@@ -298,7 +298,8 @@ def test_training_that_goes_non_finite_ends_with_3_names_the_step_and_keeps_the_
     assert ended.code == 3
     assert found
     assert step in (None, int(found[1]))
-    assert "Lower train.lr" in ended.err
+    assert re.search("lower train.lr|add a small number under the root", ended.err)
+    assert ended.err.rstrip().endswith("Look closer with: pinnsketch replay r")
     assert finite("r")
     assert Solution.load("r/model.pt").outcome == "non-finite"
     assert '"outcome": "non-finite"' in Path("r/metrics.json").read_text()

@@ -62,7 +62,8 @@ UNKNOWN_KEYS = {
     ),
     "monitor": (
         {"monitor": {"ranks": 3}},
-        "monitor: there is no key 'ranks' here; did you mean 'rank'? (known: every, readings, terms, lags, entries, size, rank, decay, adaptive, tensorboard)",
+        "monitor: there is no key 'ranks' here; did you mean 'rank'? "
+        "(known: every, readings, terms, lags, entries, size, rank, decay, adaptive, tensorboard)",
     ),
     "not text": ({"network": {3: 4}}, "network: there is no key 3 here (known: kind, width, depth, activation"),
     "adam": ({"train": {"method": "adam", "rl": 1}}, "adam has no option 'rl' (known: steps, lr, betas)"),

@@ -395,3 +395,10 @@ def test_terms_planted_in_a_run_are_found_by_name():
     for _ in run:
         pass
     assert [(f.kind, f.term) for f in run.health.findings] == [("imbalanced terms", "ends")]
+
+
+def test_one_direction_is_no_trouble_for_a_network_of_one_input():
+    ill = {"layers.0": {"activation_rank": 1.001, "dead": 0.0}, "layers.1": {"dead": 0.0}}
+    several, single = ({**ill, "layers.0": ill["layers.0"] | {"input_std": stds}} for stds in ((0.5, 0.6), (0.5, 0.5)))
+    assert {f.kind for f in observed(Health(), [reading(several)] * 3)} == {"activation rank collapse"}
+    assert observed(Health(), [reading(single)] * 3) == []

@@ -203,7 +203,7 @@ def test_a_sick_run_is_not_healthy_and_says_why():
     assert solution.outcome == "non-finite"
     assert not solution.health
     (finding,) = solution.health.findings
-    assert str(finding).startswith(f"non-finite gradient in {finding.layer} at step {finding.step}")
+    assert str(finding).startswith(f"non-finite gradient in {finding.layer}, term root at step {finding.step}: ")
     assert all(p.isfinite().all() for p in solution.trial.parameters())
 
 

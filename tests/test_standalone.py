@@ -3,7 +3,9 @@
 import io
 import json
 import math
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -507,3 +509,47 @@ def test_a_look_asked_for_at_a_regular_update_reads_what_a_regular_look_reads():
     assert asked.read() == regular.read()
     assert asked.read().network.update_ratio is not None
     assert set(asked.read().network.lags) == {1}
+
+
+def watched(folder, **monitor):
+    from pinnsketch.config import make_config
+    from pinnsketch.library import find_problem, load_problem
+    from pinnsketch.run import Run
+
+    points = {"interior": 20, "boundary": 8, "test": 20}
+    train = {"method": "adam", "steps": 6, "log": 2}
+    source = find_problem("poisson", folder)
+    config = make_config({"problem": str(source), "points": points, "train": train, "monitor": monitor})
+    return Run(load_problem(source), config, folder / "run")
+
+
+def test_a_run_writes_its_readings_for_tensorboard_if_asked(tmp_path, monkeypatch):
+    written = {}
+
+    class Writer:
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "run" / "tensorboard")
+
+        def add_scalar(self, name, value, step):
+            written[name, step] = value
+
+        def close(self):
+            written["closed"] = True
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    run = watched(tmp_path, tensorboard=True)
+    for _ in run:
+        pass
+    run.finish()
+    assert written.pop("closed")
+    assert {step for _, step in written} == {1, 2, 4, 6}
+    assert written["network/gradient_norm", 6] == pytest.approx(run.monitor.read().network.gradient_norm)
+
+
+def test_tensorboard_that_is_not_installed_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(
+        ValueError, match=r"^monitor.tensorboard needs a package: pip install tensorboard. Or set it to false.$"
+    ):
+        watched(tmp_path, tensorboard=True)
+    assert not (tmp_path / "run").exists()
