@@ -225,7 +225,7 @@ class Run:
             self.health.observe(step.index, watch.read(), step.losses)
             if self.origin and self.origin.found:
                 at, said = self.origin.place, self.origin.sentence.rstrip(".")
-                where = {"layer": at.layer or self.origin.layer, "term": at.term}
+                where = {"term": at.term} | ({"layer": at.layer} if at.layer else {})
                 self.health.explain("non-finite gradient", **where, evidence=said, advice=self.origin.advice)
             self.fresh = self.health.findings[known:]
 
