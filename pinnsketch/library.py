@@ -40,8 +40,6 @@ def find_config(word: str) -> tuple[RunConfig, Path]:
         ConfigError: if there is nothing of that name, or it is wrong.
     """
     path = Path(word)
-    if path.is_dir():
-        raise ConfigError(f"{word} is a folder; give a YAML file. To go on with a run folder use: pinnsketch resume {word}")
     if path.is_file() and path.suffix == ".py":
         return RunConfig(problem=str(path.absolute())), path.parent.absolute()
     file = _config_file(word, "configs")
@@ -55,8 +53,6 @@ def find_image_config(word: str) -> ImageConfig:
         ConfigError: if there is nothing of that name, or it is wrong.
     """
     path = Path(word)
-    if path.is_dir():
-        raise ConfigError(f"{word} is a folder; give a YAML file. To go on with a run folder use: pinnsketch resume {word}")
     if path.is_file() and path.suffix == ".py":
         raise ConfigError(f"{word} is a Python file, as of a problem, which is solved; use: pinnsketch solve {word}")
     return read_image_config(_config_file(word, "image configs"))
@@ -65,6 +61,8 @@ def find_image_config(word: str) -> ImageConfig:
 def _config_file(word: str, kind: str) -> Path:
     """The YAML file of that path, or the shipped one of that name, of whatever kind; `kind`: what a message lists."""
     path, known = Path(word), {name for each in ("configs", "image configs") for name in names(each)}
+    if path.is_dir():
+        raise ConfigError(f"{word} is a folder; give a YAML file. To go on with a run folder use: pinnsketch resume {word}")
     if path.is_file():
         return path
     if word in known:

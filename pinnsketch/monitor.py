@@ -189,12 +189,12 @@ class Monitor:
         self.looked = now or regular
         if self.looked:
             with _exactly(self._setup.like.device.type):
-                self._look(loss, regular or self._every == 1, scaler)
+                weights = self._look(loss, regular or self._every == 1, scaler)
         if self.updates % self._every == 0:
-            if self._consecutive and not self.looked:
+            if not self.looked and self._consecutive:
                 norms, sketch, collisions, weights = self._measured(scaler)
                 self._before = _kept(norms, sketch, collisions)
-            else:
+            elif not self.looked:
                 weights = self._fold(self._parameters())
             self._weights = weights.clone()
 
@@ -217,7 +217,8 @@ class Monitor:
         """Norms, unit sketches and collisions of the gradients, and sketches of the parameters."""
         return (*self._fold.measure(self._gradients(scaler)), self._fold(self._parameters()))
 
-    def _look(self, loss: float | None, consecutive: bool, scaler: Any) -> None:
+    def _look(self, loss: float | None, consecutive: bool, scaler: Any) -> Tensor:
+        """Show the gauges the gradient of this update. Returns the sketches of the parameters."""
         norms, sketch, collisions, weights = self._measured(scaler)
         moved, size = ((w.double()).norm(dim=1) for w in (weights - self._weights, weights))
         self._last = torch.stack([norms, moved if consecutive else moved * torch.nan, size])
@@ -230,6 +231,7 @@ class Monitor:
         for gauge in self._gauges.values():
             gauge.look(look)
         self._before = _kept(norms, sketch, collisions) if self._consecutive else None
+        return weights
 
     def _adapt(self, loss: float | None) -> None:
         if loss is None:

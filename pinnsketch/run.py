@@ -234,9 +234,10 @@ class Run:
         row["error"] = self.task.error(self.trial)
         row["unknowns"] = self.trial.values()
         if self.monitor:
-            row |= {key: value for key, value in self.monitor.read().as_dict().items() if key != "updates"}
+            reading = self.monitor.read()
+            row |= {key: value for key, value in reading.as_dict().items() if key != "updates"}
             if self._writer:
-                for name, value in self.monitor.read().scalars().items():
+                for name, value in reading.scalars().items():
                     self._writer.add_scalar(name, value, step.index)
         self.history.append(row)
 
