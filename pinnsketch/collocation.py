@@ -449,7 +449,9 @@ def _words(function: Callable[..., Any], error: Exception) -> str:
     lines = traceback.extract_tb(error.__traceback__)
     code = getattr(function, "__code__", None)
     line = next((frame for frame in reversed(lines) if code and frame.filename == code.co_filename), lines[-1])
-    return f"{Path(line.filename).name}, line {line.lineno}): {type(error).__name__}: {error}"
+    asked = getattr(error, "name", None) if isinstance(error, NameError) else None
+    hint = f". If {asked!r} belongs to the problem, add it to the parameters of {function.__name__}" if asked else ""
+    return f"{Path(line.filename).name}, line {line.lineno}): {type(error).__name__}: {error}{hint}"
 
 
 def _one_row_a_point(residual: Tensor, n: int) -> bool:

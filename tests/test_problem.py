@@ -495,3 +495,16 @@ def test_what_would_go_wrong_in_silence_is_refused_by_name(csv, build, message):
 def test_check_warns_of_a_coefficient_that_only_the_exact_solution_reads():
     task = Collocation(one(lambda u: u, parameters={"k": Unknown(1.0)}, exact=lambda x, k: k * x), **SMALL)
     assert any("'k'" in warning for warning in task.check(trial(task)))
+
+
+def test_a_name_that_a_residual_does_not_have_is_said_with_where_to_add_it():
+    from pinnsketch import Box, Problem, Term
+    from pinnsketch.check import check
+
+    box = Box(x=(0, 1))
+
+    def law(u):
+        return u.xx + missing  # noqa: F821
+
+    with pytest.raises(ValueError, match=r"'missing' is not defined. If 'missing' belongs to the problem, add it to"):
+        check(Problem(box, "u", {"law": Term(box.interior, law)}))
