@@ -20,7 +20,7 @@ from pinnsketch.blocks import Block, Part, cut, group, known_terms
 from pinnsketch.derivatives import Derivatives, Linked, Nested, Order, Widened
 from pinnsketch.field import Field, FieldError
 from pinnsketch.geometry.shape import Region
-from pinnsketch.jets import Jacobian, Jets, NoRule, Outer, Streams, Use, by_rows, by_uses, parts_by_uses, squares
+from pinnsketch.jets import Jacobian, Jets, NoRule, Outer, Streams, Use, by_point, by_rows, by_uses
 from pinnsketch.points import Points, draw
 from pinnsketch.problem import Problem, ProblemError, Unknown, check_names, parameters_of, unread
 from pinnsketch.trial import Trial
@@ -187,16 +187,8 @@ class Collocation:
             each = [torch.autograd.grad(r.square().sum(), parameters, **how) for r in scaled.values()]
             return {name: Part(list(gradient), None) for name, gradient in zip(scaled, each, strict=True)}
         losses = torch.cat([r.square().sum(dim=1, keepdim=True) for r in scaled.values()], dim=1)
-        outers, none = parts_by_uses(losses, uses, parameters), losses.new_zeros(losses.numel())
-        norms = sum(map(squares, outers.values()), none).clamp(min=0).sqrt().view(len(scaled), -1)
-        sums = [
-            sum((outer.sums() for outer in outers.get(k, ())), p.new_zeros(len(scaled), p.numel()))
-            for k, p in enumerate(parameters)
-        ]
-        return {
-            name: Part([total[t].view_as(p) for total, p in zip(sums, parameters, strict=True)], norms[t])
-            for t, name in enumerate(scaled)
-        }
+        gradients, norms = by_point(losses, uses, parameters)
+        return {name: Part(list(gradients[t]), norms[t]) for t, name in enumerate(scaled)}
 
     def _with_rows(self, trial: Trial, block: Block, plan: Plan, parameters: list[nn.Parameter]) -> Plan:
         """The plan, with it known whether the forward pass gives rows of the Jacobian."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
 import torch
@@ -18,10 +19,11 @@ class Graphed(Generic[T]):
 
     Args:
         function: reads and writes tensors of one GPU, and waits for nothing.
+        within: opens what it needs around it, where it is not a replay.
     """
 
-    def __init__(self, function: Callable[[], T]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[[], T], within: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self._function, self._within = function, within
         self._calls = 0
         self._where: tuple[int, ...] = ()
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -33,8 +35,10 @@ class Graphed(Generic[T]):
         if where != self._where:
             self._where, self._calls, self._graph = where, 0, None
         self._calls += 1
-        if self._graph is None and (self._off or self._calls < 3 or not self._capture()):
-            return self._function()
+        if self._graph is None:
+            with self._within():
+                if self._off or self._calls < 3 or not self._capture():
+                    return self._function()
         assert self._graph is not None
         self._graph.replay()
         return self._result

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
@@ -156,25 +156,26 @@ class Monitor:
         self._fold = SignFold([sum(p.numel() for p in ps) for ps in self._parameters()], size, seed, like.device)
         self._setup = Setup(
             layers=self._layers, size=size, exact=self._fold.exact, every=every, rank=rank, decay=decay, seed=seed,
-            lags=tuple(lags), entries=entries, activations=None if probe is None else self._activations,
-            quiet=lambda: _evaluating(self._network), graph=graph and like.is_cuda and sum(self._fold.lengths) <= AT_ONCE,
+            lags=tuple(lags), entries=entries, activations=None if probe is None else self._activations, quiet=self._quiet,
         )  # fmt: skip
         self._gauges: dict[str, Gauge] = {name: GAUGES[name](self._setup) for name in names if name != "terms"}
         self._terms = Terms(self._setup)
-        self._graphed = Graphed(self._measure)
+        self._replays = graph and like.is_cuda and sum(self._fold.lengths) <= AT_ONCE
+        self._replayed = Graphed(self._see, self._quiet), Graphed(self._note)
+        rows = len(self._layers)
         self._weights = self._fold(self._parameters()).detach()
-        self._before: tuple[Tensor, Tensor, Tensor] | None = None
-        self._consecutive = "drift" in names and 1 in lags
-        """Whether gradients are compared with those one update before."""
-        self._last = self._setup.zeros(3, len(self._layers))
+        before = self._setup.zeros(rows), self._setup.zeros(rows, size, dtype=torch.float16), self._setup.zeros(rows + 1, 2)
+        self._before = before if "drift" in names and 1 in lags else None
+        self._now, self._at = self._setup.zeros(dtype=torch.int64), self._setup.zeros(dtype=torch.int64)
+        """Updates so far, and at which of them `_before` and `_weights` were taken; on the device, as all that a look keeps."""
+        self._last = self._setup.zeros(3, rows)
         """The last look: norm of the gradient, length of the update, length of the weights."""
-        self._non_finite = self._setup.zeros(len(self._layers), dtype=torch.int64)
+        self._non_finite = self._setup.zeros(rows, dtype=torch.int64)
         self.updates = 0
         self.looked = False
         """Whether the last update was looked at."""
         self._adaptive = AdaptiveRank(rank) if adaptive else None
 
-    @torch.no_grad()
     def update(self, loss: float | None = None, *, now: bool = False, scaler: Any = None) -> None:
         """Take note of a finished step, whose gradient is in `p.grad`.
 
@@ -185,18 +186,14 @@ class Monitor:
                 as if it had, and steps that it skips for an overflow are not taken for trouble.
         """
         self.updates += 1
-        regular = (self.updates - 1) % self._every == 0
-        self.looked = now or regular
-        if self.looked:
-            with _exactly(self._setup.like.device.type):
-                weights = self._look(loss, regular or self._every == 1, scaler)
-        if self.updates % self._every == 0:
-            if not self.looked and self._consecutive:
-                norms, sketch, collisions, weights = self._measured(scaler)
-                self._before = _kept(norms, sketch, collisions)
-            elif not self.looked:
-                weights = self._fold(self._parameters())
-            self._weights = weights.clone()
+        self.looked = now or (self.updates - 1) % self._every == 0
+        if self.looked or self.updates % self._every == 0:
+            with torch.no_grad(), _exactly(self._setup.like.device.type):
+                self._now.fill_(self.updates)
+                if self.looked:
+                    self._look(loss, scaler)
+                else:
+                    self._run(1, self._note, scaler)
 
     def _parameters(self) -> list[list[Tensor]]:
         return [[_real(p) for p in ps] for ps in self._layers.values()]
@@ -208,30 +205,56 @@ class Monitor:
             return found
         return [[g / scaler._scale for g in layer] for layer in found]
 
-    def _measured(self, scaler: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if not self._setup.graph or scaler is not None or any(p.grad is None for p in self.parameters):
-            return self._measure(scaler)
-        return self._graphed([t for p in self.parameters for t in (p, p.grad)])  # type: ignore[misc]
+    def _quiet(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._probe is None else _evaluating(self._network)
 
-    def _measure(self, scaler: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Norms, unit sketches and collisions of the gradients, and sketches of the parameters."""
-        return (*self._fold.measure(self._gradients(scaler)), self._fold(self._parameters()))
-
-    def _look(self, loss: float | None, consecutive: bool, scaler: Any) -> Tensor:
-        """Show the gauges the gradient of this update. Returns the sketches of the parameters."""
-        norms, sketch, collisions, weights = self._measured(scaler)
-        moved, size = ((w.double()).norm(dim=1) for w in (weights - self._weights, weights))
-        self._last = torch.stack([norms, moved if consecutive else moved * torch.nan, size])
-        if scaler is None:
-            self._non_finite += ~norms.isfinite()
-        before = self._before if consecutive else None
-        look = Look(self.updates, self._gradients(scaler), norms, sketch, collisions, before, loss, self._setup)
+    def _look(self, loss: float | None, scaler: Any) -> None:
+        """Show the gauges the gradient of this update."""
         if self._adaptive:
             self._adapt(loss)
+        memory = self._gauges.get("memory")
+        if isinstance(memory, LongMemory):
+            memory.make_room(self.updates)
+        look = self._run(0, self._see, scaler)
+        others = [gauge for gauge in self._gauges.values() if not gauge.static]
+        with self._quiet() if others else nullcontext():
+            for gauge in others:
+                gauge.look(look)
+
+    def _run(self, which: int, function: Callable[..., Any], scaler: Any) -> Any:
+        """The function; replayed as a CUDA graph where gradients lie where they lay."""
+        if self._replays and scaler is None and all(p.grad is not None for p in self.parameters):
+            return self._replayed[which]([t for p in self.parameters for t in (p, p.grad)])  # type: ignore[misc]
+        with self._quiet() if which == 0 else nullcontext():
+            return function(scaler)
+
+    def _measure(self, scaler: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sketches of the parameters; norms, unit sketches and collisions of the gradients."""
+        return self._fold(self._parameters()), *self._fold.measure(self._gradients(scaler))
+
+    def _note(self, scaler: Any = None) -> None:
+        """Keep what the next update is compared with."""
+        self._keep(*self._measure(scaler) if self._before else (self._fold(self._parameters()),))
+
+    def _keep(self, *measured: Tensor) -> None:
+        for held, new in zip((self._weights, *(self._before or ())), measured, strict=False):
+            held.copy_(new)
+        self._at.copy_(self._now)
+
+    def _see(self, scaler: Any = None) -> Look:
+        """Measure, show it to the gauges that can be replayed, and keep it for the next update."""
+        weights, norms, sketch, collisions = self._measure(scaler)
+        follows = self._at == self._now - 1
+        moved, size = ((w.double()).norm(dim=1) for w in (weights - self._weights, weights))
+        self._last.copy_(torch.stack([norms, torch.where(follows, moved, torch.nan), size]))
+        if scaler is None:
+            self._non_finite.add_(~norms.isfinite())
+        look = Look(self._now, self._gradients(scaler), norms, sketch, collisions, self._before, follows, self._setup)
         for gauge in self._gauges.values():
-            gauge.look(look)
-        self._before = _kept(norms, sketch, collisions) if self._consecutive else None
-        return weights
+            if gauge.static:
+                gauge.look(look)
+        self._keep(weights, norms, sketch, collisions)
+        return look
 
     def _adapt(self, loss: float | None) -> None:
         if loss is None:
@@ -298,12 +321,16 @@ class Monitor:
         return self._fold(self._gradients())
 
     @property
+    def _kept(self) -> list[Tensor]:
+        """What is kept besides the gauges."""
+        return [self._weights, self._last, self._non_finite, self._now, self._at, *(self._before or ())]
+
+    @property
     def bytes(self) -> int:
         """Bytes that the monitor keeps between updates."""
-        held = [self._weights, self._last, self._non_finite, *(self._before or ())]
         probe = 0 if self._probe is None else self._probe.nbytes
         gauges = [*self._gauges.values(), self._terms]
-        return sum(t.nbytes for t in held) + self._fold.bytes + probe + sum(gauge.bytes for gauge in gauges)
+        return sum(t.nbytes for t in self._kept) + self._fold.bytes + probe + sum(gauge.bytes for gauge in gauges)
 
     @torch.no_grad()
     def _activations(self) -> dict[str, Activation]:
@@ -331,10 +358,7 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         return {
             "updates": self.updates,
-            "weights": self._weights,
-            "last": self._last,
-            "before": list(self._before) if self._before else None,
-            "non_finite": self._non_finite,
+            "kept": [t.clone() for t in self._kept],
             "terms": self._terms.state_dict(),
             "gauges": {name: gauge.state_dict() for name, gauge in self._gauges.items()},
             "adaptive": self._adaptive.state_dict() if self._adaptive else None,
@@ -342,8 +366,8 @@ class Monitor:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.updates = state["updates"]
-        self._weights, self._last, self._non_finite = (state[word].clone() for word in ("weights", "last", "non_finite"))
-        self._before = _kept(*state["before"]) if state["before"] else None
+        for held, saved in zip(self._kept, state["kept"], strict=True):
+            held.copy_(saved)
         self._terms.load_state_dict(state["terms"])
         if self._adaptive and state["adaptive"]:
             self._adaptive.load_state_dict(state["adaptive"])
@@ -356,11 +380,6 @@ class Monitor:
 class _Split:
     gradient: Sequence[Tensor]
     norms: None = None
-
-
-def _kept(norms: Tensor, sketch: Tensor, collisions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What is kept of a gradient until the next update; unit sketches in half precision."""
-    return norms.clone(), sketch.half(), collisions.clone()
 
 
 def _over(move: float, size: float) -> float | None:

@@ -87,6 +87,7 @@ class Run:
         self.warnings = self.task.check(self.trial)
         self._points = self.task.batch()
         self.monitor, self.health = self._watch(), Health()
+        self._compare = config.monitor.compare(device.type) if config.monitor else 0
         self.history: list[dict[str, Any]] = []
         self.total = sum(stage.steps for stage in config.train.schedule)
         self.gradient = Gradient(self.trial, self.task, config.train.compile, self.total)
@@ -214,8 +215,7 @@ class Run:
     def _look(self, watch: Monitor, step: Step) -> None:
         """Let the monitor take note of a step, and judge what it read."""
         watch.update(step.loss, now=not step.finite)
-        compare = self.config.monitor.compare(self.trial.device.type) if self.config.monitor else 0
-        due = compare > 0 and step.finite and (step.index - 1) % compare == 0
+        due = self._compare > 0 and step.finite and (step.index - 1) % self._compare == 0
         if due:
             resample = self.config.points.resample
             batch = self.task.batch((step.index - 1) // resample) if resample else self._points

@@ -307,7 +307,8 @@ def memory(entries, size=16):
 
 
 def shown(gauge, update, vector):
-    gauge.look(SimpleNamespace(updates=update, scaled=vector[None]))
+    gauge.make_room(update)
+    gauge.look(SimpleNamespace(scaled=vector[None]))
 
 
 @pytest.mark.parametrize(("entries", "factor"), [(8, 4), (16, 2), (32, 2)])

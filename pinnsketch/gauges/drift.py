@@ -14,9 +14,7 @@ from pinnsketch.sketch import cells_of, cosine_interval
 
 HALF = 1e-3
 """What half precision, in which anchors are kept, may change a cosine by."""
-MEAN = 0
-"""Stands for the moving average where a lag does."""
-HELD = "sketches", "norms", "collisions", "found", "products"
+HELD = "sketches", "norms", "collisions", "at", "found", "products"
 
 
 class Drift:
@@ -30,17 +28,20 @@ class Drift:
     averaged: two batches have the mean gradient in common and nothing else. It is that only where each step has a fresh batch.
     """
 
+    static = True
+
     def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        rows = len(setup.layers)
-        later = {-(-lag // setup.every) * setup.every for lag in setup.lags if lag > 1}
-        self.lags = tuple(sorted(later | ({1} if 1 in setup.lags else set())))
-        self._kept = {lag: place for place, lag in enumerate((MEAN, *sorted(later)))}
-        """Where the average and the anchor of each lag are kept: unit sketches, their norms, and their collisions."""
-        self._sketches = setup.zeros(len(self._kept), rows, setup.size, dtype=torch.float16)
-        self._norms = setup.zeros(len(self._kept), rows)
-        self._collisions = setup.zeros(len(self._kept), rows + 1, 2)
-        self._at = dict.fromkeys(self._kept, -1)
+        self._setup, rows = setup, len(setup.layers)
+        later = sorted({-(-lag // setup.every) * setup.every for lag in setup.lags if lag > 1})
+        self._next = 1 in setup.lags
+        self.lags = (1, *later) if self._next else tuple(later)
+        self._age = torch.tensor([0, *later], device=setup.like.device)
+        """How old what is kept must be: the average, which each look replaces, then the anchor of each lag."""
+        kept = len(self._age)
+        self._sketches = setup.zeros(kept, rows, setup.size, dtype=torch.float16)
+        self._norms = setup.zeros(kept, rows)
+        self._collisions = setup.zeros(kept, rows + 1, 2)
+        self._at = setup.zeros(kept, dtype=torch.int64) - 1
         self._found = setup.zeros(len(self.lags) + 1, rows + 1, 5)
         """A cosine and the collisions of both, by lag (the moving average first) and by layer (all together last)."""
         self._found[:, :, 0] = torch.nan
@@ -48,42 +49,39 @@ class Drift:
         """Averages of <g_t, g_t-1> and |g_t|^2, and the sum of their weights."""
 
     def look(self, look: Look) -> None:
-        mean, collisions = self._of(MEAN)
-        self._found[0] = _cosine(look, mean, collisions)
-        kept = torch.where(look.finite[:, None], look.scaled, mean)
-        mean = torch.lerp(mean, kept, 1 - self._setup.decay)
-        norms = mean.norm(dim=1)
-        collisions = look.collisions if self._at[MEAN] < 0 else torch.lerp(collisions, look.collisions, 1 - self._setup.decay)
-        self._keep(MEAN, look.updates, norms, mean / norms[:, None], collisions)
-        for place, lag in enumerate(self.lags, start=1):
-            if lag > 1:
-                self._at_lag(look, place, lag)
-            elif look.before is not None:
-                norms, sketch, collisions = look.before
-                before = scaled(norms, sketch)
-                self._found[place] = _cosine(look, before, collisions)
-                self._average(look, before)
+        kept, age = scaled(self._norms, self._sketches), look.now - self._at
+        others, collisions, due = kept, self._collisions, (self._at >= 0) & (age >= self._age)
+        if self._next:
+            assert look.before is not None
+            before = scaled(*look.before[:2])
+            others, collisions, due = (
+                torch.cat([whole[:1], one[None], whole[1:]])
+                for whole, one in ((kept, before), (collisions, look.before[2]), (due, look.follows))
+            )
+            self._average(look, before)
+        self._found.copy_(torch.where(due[:, None, None], _cosines(look, others, collisions), self._found))
+        self._keep(look, kept[0], (self._at < 0) | (age >= self._age))
 
-    def _at_lag(self, look: Look, place: int, lag: int) -> None:
-        if self._at[lag] >= 0 and look.updates - self._at[lag] >= lag:
-            self._found[place] = _cosine(look, *self._of(lag))
-        if self._at[lag] < 0 or look.updates - self._at[lag] >= lag:
-            self._keep(lag, look.updates, look.norms, look.sketch, look.collisions)
-
-    def _of(self, lag: int) -> tuple[Tensor, Tensor]:
-        """What is kept of a lag: the sketch of the gradient itself, and the collisions that it fills."""
-        row = self._kept[lag]
-        return scaled(self._norms[row], self._sketches[row]), self._collisions[row]
-
-    def _keep(self, lag: int, updates: int, norms: Tensor, sketch: Tensor, collisions: Tensor) -> None:
-        row = self._kept[lag]
-        self._sketches[row] = sketch.nan_to_num(0.0).half()
-        self._norms[row], self._collisions[row], self._at[lag] = norms, collisions, updates
+    def _keep(self, look: Look, mean: Tensor, due: Tensor) -> None:
+        """Take this gradient into the average, and for those anchors that are due."""
+        weight = 1 - self._setup.decay
+        mean = torch.lerp(mean, torch.where(look.finite[:, None], look.scaled, mean), weight)
+        norm = mean.norm(dim=1)
+        met = torch.where(self._at[0] < 0, look.collisions, torch.lerp(self._collisions[0], look.collisions, weight))
+        for held, average, present in (
+            (self._sketches, (mean / norm[:, None]).nan_to_num(0.0).half(), look.sketch.half()),
+            (self._norms, norm, look.norms),
+            (self._collisions, met, look.collisions),
+        ):
+            new = torch.cat([average[None], present.expand_as(held[1:])])
+            held.copy_(torch.where(due.view(-1, *[1] * average.ndim), new, held))
+        self._at.copy_(torch.where(due, look.now, self._at))
 
     def _average(self, look: Look, before: Tensor) -> None:
         square = look.norms.square().sum()
         new = torch.stack([(look.scaled * before).sum(), square, torch.ones_like(square)])
-        self._products = torch.where(new.isfinite().all(), torch.lerp(self._products, new, 0.1), self._products)
+        known = look.follows & (look.now > 1) & new.isfinite().all()  # before the first there was none
+        self._products.copy_(torch.where(known, torch.lerp(self._products, new, 0.1), self._products))
 
     @property
     def numbers(self) -> Tensor:
@@ -103,24 +101,26 @@ class Drift:
 
     @property
     def bytes(self) -> int:
-        return sum(t.nbytes for t in (self._sketches, self._norms, self._collisions, self._found, self._products))
+        return sum(getattr(self, f"_{word}").nbytes for word in HELD) + self._age.nbytes
 
     def state_dict(self) -> dict[str, Any]:
-        return {**{word: getattr(self, f"_{word}") for word in HELD}, "at": dict(self._at)}
+        return {word: getattr(self, f"_{word}").clone() for word in HELD}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for word in HELD:
-            setattr(self, f"_{word}", state[word].clone())
-        self._at = dict(state["at"])
+            getattr(self, f"_{word}").copy_(state[word])
 
 
-def _cosine(look: Look, other: Tensor, collisions: Tensor) -> Tensor:
-    """Cosines of the gradient with another, from sketches, by layer and all together, and the collisions of both."""
-    pairs = ((look.scaled, other), (look.scaled, look.scaled), (other, other))
-    products = torch.stack([(a * b).sum(1) for a, b in pairs])
-    products = torch.cat([products, torch.where(look.finite.all(), products.sum(1, keepdim=True), torch.nan)], dim=1)
+def _cosines(look: Look, others: Tensor, collisions: Tensor) -> Tensor:
+    """Cosines of the gradient with others `(K, L, p)`, from sketches, by layer and all together, and the collisions of both,
+    `(K, L + 1, 5)`."""
+    own = look.scaled
+    inner, square = (own * others).sum(2), (others * others).sum(2)
+    products = torch.stack([inner, (own * own).sum(1).expand_as(inner), square])
+    whole = torch.where(look.finite.all(), products.sum(2, keepdim=True), torch.nan)
+    products = torch.cat([products, whole], dim=2)
     cosine = products[0] / (products[1] * products[2]).sqrt()  # 0 / 0 is NaN: no reading
-    return torch.cat([cosine[:, None], look.collisions, collisions], dim=1)
+    return torch.cat([cosine[:, :, None], look.collisions.expand_as(collisions), collisions], dim=2)
 
 
 def _interval(row: Sequence[float], exact: bool) -> Interval | None:

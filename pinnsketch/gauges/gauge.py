@@ -47,7 +47,6 @@ class Setup:
         entries: what the long memory holds.
         activations: gives those at the probe points, inside `quiet`; None without probe points.
         quiet: the network in evaluation mode, and random numbers as they were afterwards.
-        graph: whether what keeps nothing is replayed as a CUDA graph.
     """
 
     layers: Mapping[str, Sequence[nn.Parameter]]
@@ -61,7 +60,6 @@ class Setup:
     entries: int
     activations: Callable[[], dict[str, Activation]] | None
     quiet: Callable[[], AbstractContextManager[None]]
-    graph: bool
 
     @property
     def like(self) -> Tensor:
@@ -81,25 +79,25 @@ class Setup:
 
 @dataclass(frozen=True)
 class Look:
-    """The gradient after an update, with what all gauges need of it.
+    """The gradient after an update, with what all gauges need of it; the network is in evaluation mode.
 
     Args:
-        updates: made so far.
+        now: the number of updates so far, a scalar on the device.
         gradients: of each layer, one for each parameter.
         norms: of each layer's gradient, exact, `(L,)` float64.
         sketch: of each layer's gradient divided by its norm, `(L, p)` float32; zero where the gradient is not finite.
         collisions: in the sketch of each layer, which its errors go by, and of all, `(L + 1, 2)`.
-        before: norms, sketch and collisions at the update before; None where there was none.
-        loss: the value of the loss, where it was given.
+        before: norms, sketch and collisions at an earlier update; None if no gauge asks for them.
+        follows: whether that was the update just before, a scalar on the device.
     """
 
-    updates: int
+    now: Tensor
     gradients: Sequence[Sequence[Tensor]]
     norms: Tensor
     sketch: Tensor
     collisions: Tensor
-    before: tuple[Tensor, Tensor, Tensor] | None
-    loss: float | None
+    before: Sequence[Tensor] | None
+    follows: Tensor
     setup: Setup = field(repr=False)
 
     @cached_property
@@ -113,16 +111,22 @@ class Look:
 
     @cached_property
     def activations(self) -> dict[str, Activation]:
-        return self.setup.seen()
+        return {} if self.setup.activations is None else self.setup.activations()
 
 
 def scaled(norms: Tensor, sketch: Tensor) -> Tensor:
-    """Unit sketches `(L, p)` times their norms, zero where those are not finite; float64."""
-    return sketch.double() * torch.where(norms.isfinite(), norms, 0.0)[:, None]
+    """Unit sketches `(..., L, p)` times their norms, zero where those are not finite; float64."""
+    return sketch.double() * torch.where(norms.isfinite(), norms, 0.0)[..., None]
 
 
 class Gauge(Protocol):
-    """Looks at gradients as they come, keeps a fixed number of bytes, and never waits for a GPU until it is read."""
+    """Looks at gradients as they come, keeps a fixed number of bytes, and never waits for a GPU until it is read.
+
+    Attributes:
+        static: whether `look` decides nothing in Python and changes what it keeps in place, so that a replay of it is a look.
+    """
+
+    static: bool
 
     def look(self, look: Look) -> None: ...
 

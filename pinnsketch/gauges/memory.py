@@ -18,22 +18,32 @@ class LongMemory:
     spread evenly on a logarithmic scale. What is kept is a unit vector in half precision and its norm.
     """
 
+    static = True
+
     def __init__(self, setup: Setup) -> None:
         self._entries = setup.entries
         self._sketches = setup.zeros(setup.entries, setup.size, dtype=torch.float16)
         self._norms = setup.zeros(setup.entries)
         self._at: list[tuple[int, int]] = []
         """Update and row of each entry, oldest first."""
+        self._row = setup.zeros(1, dtype=torch.int64)
+        """Where the next look goes."""
+
+    def make_room(self, updates: int) -> None:
+        """Choose the row of the look that comes."""
+        if self._entries < 2:
+            return
+        row = len(self._at) if len(self._at) < self._entries else self._thin(updates)
+        self._at.append((updates, row))
+        self._row.fill_(row)
 
     def look(self, look: Look) -> None:
         if self._entries < 2:
             return
-        row = len(self._at) if len(self._at) < self._entries else self._thin(look.updates)
-        whole = look.scaled.sum(0)
-        norm = whole.norm()
-        self._sketches[row] = (whole / norm).half()
-        self._norms[row] = norm
-        self._at.append((look.updates, row))
+        whole = look.scaled.sum(0, keepdim=True)
+        norm = whole.norm(dim=1)
+        self._sketches.index_copy_(0, self._row, (whole / norm).half())
+        self._norms.index_copy_(0, self._row, norm)
 
     def _thin(self, now: int) -> int:
         """Forget one entry, neither the first nor the last; its row."""
@@ -58,11 +68,12 @@ class LongMemory:
 
     @property
     def bytes(self) -> int:
-        return self._sketches.nbytes + self._norms.nbytes
+        return self._sketches.nbytes + self._norms.nbytes + self._row.nbytes
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sketches": self._sketches, "norms": self._norms, "at": list(self._at)}
+        return {"sketches": self._sketches.clone(), "norms": self._norms.clone(), "at": list(self._at)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sketches, self._norms = state["sketches"].clone(), state["norms"].clone()
+        self._sketches.copy_(state["sketches"])
+        self._norms.copy_(state["norms"])
         self._at = [(int(update), int(row)) for update, row in state["at"]]

@@ -17,6 +17,8 @@ class Paper:
     `stable_rank` of Y, at most 2 rank + 1. Both are of activations on the probe points: multiply the loss by a constant, and
     they stay as they are (sections 4.6 and 5.3 of the source)."""
 
+    static = False
+
     def __init__(self, setup: Setup) -> None:
         self._setup, self._sketches = setup, dict[str, ThreeSketch]()
         self.start(setup.rank)

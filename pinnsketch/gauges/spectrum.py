@@ -32,6 +32,8 @@ def _gradient(look: Look, layer: int, place: int) -> Tensor:
 class StableRank:
     """Reading of each layer with a weight matrix: `stable_rank`, the interval that holds `|G|_F^2 / |G|_2^2` for certain."""
 
+    static = False
+
     def __init__(self, setup: Setup) -> None:
         self._setup, self._matrices = setup, _matrices(setup)
         self._layers = list(setup.layers)
@@ -74,6 +76,8 @@ class StableRank:
 class Spectrum:
     """Readings of each layer with a weight matrix: `eigenvalues`, certified intervals of the largest eigenvalues of the average
     of `G G^T` at every tenth look, each past one weighing `decay` of the next, and `gradient_rank`, that of its stable rank."""
+
+    static = False
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._matrices, self._looks = setup, _matrices(setup), 0

@@ -40,6 +40,8 @@ class Terms:
     All of them are exact for the points they were computed at.
     """
 
+    static = False
+
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._sizes = [len(ps) for ps in setup.layers.values()]

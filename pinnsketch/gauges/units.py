@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pinnsketch.gauges.gauge import Activation, Look, Setup
-from pinnsketch.graphed import Graphed
 
 FLAT = 0.01
 """A unit is flat at a point where its slope is below this share of the largest."""
@@ -28,29 +27,28 @@ class Units:
     `(sum s_i^2)^2 / sum s_i^4` of centred outputs; and of the first of them `input_std`, the standard deviation of what goes
     in, least and greatest over its columns."""
 
+    static = True
+
     def __init__(self, setup: Setup) -> None:
         self._setup, seen = setup, setup.seen()
         self._kinds = {name: _kind(a) for name, a in seen.items()}
         self._last = setup.zeros(3 * len(seen) + 2 * bool(seen))
-        self._graphed = Graphed(self._measured)
 
     def look(self, look: Look) -> None:
-        if not self._kinds:
-            return
-        if self._setup.graph:
-            with self._setup.quiet():
-                self._last = self._graphed([p for ps in self._setup.layers.values() for p in ps])
-        else:
-            self._last = self._measure(look.activations)
-
-    def _measured(self) -> Tensor:
-        return self._measure(self._setup.activations() if self._setup.activations else {})
+        if self._kinds:
+            self._last.copy_(self._measure(look.activations))
 
     def _measure(self, seen: Mapping[str, Activation]) -> Tensor:
-        measured = [_measure(seen[name].after, kind) for name, kind in self._kinds.items()]
+        alike: dict[Any, list[str]] = {}
+        for name, kind in self._kinds.items():
+            alike.setdefault((kind, seen[name].after.shape, seen[name].after.dtype), []).append(name)
+        found: dict[str, Tensor] = {}
+        for (kind, *_), names in alike.items():
+            after = torch.stack([seen[name].after.flatten(0, -2) for name in names])
+            found |= zip(names, _measure(after, kind).unbind(), strict=True)
         first = seen[next(iter(self._kinds))].before.flatten(0, -2)
         stds = (first - first.mean(0)).square().mean(0).sqrt()
-        return torch.cat([*measured, torch.stack([stds.amin(), stds.amax()]).double()])
+        return torch.cat([*(found[name] for name in self._kinds), torch.stack([stds.amin(), stds.amax()]).double()])
 
     @property
     def numbers(self) -> Tensor:
@@ -70,10 +68,11 @@ class Units:
         return self._last.nbytes
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last": self._last, "kinds": dict(self._kinds)}
+        return {"last": self._last.clone(), "kinds": dict(self._kinds)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._last, self._kinds = state["last"].clone(), dict(state["kinds"])
+        self._last.copy_(state["last"])
+        self._kinds = dict(state["kinds"])
 
 
 def _kind(a: Activation) -> str | None:
@@ -86,12 +85,11 @@ def _kind(a: Activation) -> str | None:
 
 
 def _measure(after: Tensor, kind: str | None) -> Tensor:
-    """Dead, saturated and participation rank, `(3,)` float64."""
-    after = after.flatten(0, -2)
-    constant = after.amax(0) == after.amin(0)
-    spread = torch.where(constant, 0.0, after - after.mean(0))
-    flat = (KINDS[kind][1](after) if kind else constant.expand_as(after)).to(after.dtype).mean(0)
-    spread = spread / spread.abs().amax()  # 0 / 0 is NaN: outputs that are all the same have no directions
-    gram = spread @ spread.T if len(spread) < spread.shape[1] else spread.T @ spread
-    rank = gram.diagonal().sum().square() / gram.square().sum()
-    return torch.stack([(flat == 1).to(after.dtype).mean(), flat.mean(), rank]).double()
+    """Dead, saturated and participation rank of layers `(G, n, width)`: `(G, 3)` float64."""
+    constant = after.amax(1, keepdim=True) == after.amin(1, keepdim=True)
+    spread = torch.where(constant, 0.0, after - after.mean(1, keepdim=True))
+    flat = (KINDS[kind][1](after) if kind else constant.expand_as(after)).to(after.dtype).mean(1)
+    spread = spread / spread.abs().amax((1, 2), keepdim=True)  # 0 / 0 is NaN: outputs that are all the same have no directions
+    gram = spread @ spread.mT if after.shape[1] < after.shape[2] else spread.mT @ spread
+    rank = spread.square().sum((1, 2)).square() / gram.square().sum((1, 2))
+    return torch.stack([(flat == 1).to(after.dtype).mean(1), flat.mean(1), rank], dim=1).double()

@@ -5,7 +5,7 @@ by one matrix product, through an activation by the formula of Faa di Bruno. A s
 carried as one stream (Li et al. 2024, forward Laplacian; Dangel et al. 2025, collapsed Taylor mode).
 """
 
-from pinnsketch.jets.jacobian import Jacobian, Outer, by_rows, by_uses, parts_by_uses, squares
+from pinnsketch.jets.jacobian import Jacobian, Outer, by_point, by_rows, by_uses
 from pinnsketch.jets.jet import RULES, Jet, Jets, NoRule, Use
 from pinnsketch.jets.streams import Streams
 
@@ -18,8 +18,7 @@ __all__ = [
     "Outer",
     "Streams",
     "Use",
+    "by_point",
     "by_rows",
     "by_uses",
-    "parts_by_uses",
-    "squares",
 ]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +45,6 @@ class Outer:
         g = torch.einsum("cn,scno->sno", w.view(self.g.shape[1:3]), self.g)
         return torch.einsum("sno,sni->oi", g, self.x).flatten()
 
-    def sums(self) -> Tensor:
-        """The sum of the rows of each residual, `(c, o i)`."""
-        s, c, n, o = self.g.shape
-        return (self.g.permute(1, 3, 0, 2).reshape(c * o, s * n) @ self.x.flatten(0, 1)).view(c, -1)
-
     def gram(self, other: Outer) -> Tensor:
         """Inner products with another's rows, `(c n, c' n')`, by channels or by rows, whichever moves fewer numbers."""
         (s, c, n, o), (t, c2, n2, _), i = self.g.shape, other.g.shape, self.x.shape[-1]
@@ -65,12 +59,8 @@ class Outer:
 
     def squares(self) -> Tensor:
         """The squared norm of each row, `(c n,)`, by the channel-Gram identity."""
-        return self.products(self)
-
-    def products(self, other: Outer) -> Tensor:
-        """The inner product of each row with the same one of another, `(c n,)`, by the channel-Gram identity."""
-        inputs = torch.einsum("sni,tni->stn", self.x, other.x)
-        return torch.einsum("scno,tcno,stn->cn", self.g, other.g, inputs).flatten()
+        inputs = torch.einsum("sni,tni->stn", self.x, self.x)
+        return torch.einsum("scno,tcno,stn->cn", self.g, self.g, inputs).flatten()
 
     def join(self, other: Outer) -> Outer:
         """The same parameter used twice."""
@@ -137,47 +127,79 @@ class Jacobian:
         return self._like.new_zeros(shape)
 
 
-def squares(parts: Sequence[Outer]) -> Tensor:
-    """The squared norm of each row, `(c n,)`, of rows given as a sum."""
-    own = (part.squares() for part in parts)
-    between = (2 * a.products(b) for i, a in enumerate(parts) for b in parts[:i])
-    return sum((*own, *between), parts[0].g.new_zeros(()))
-
-
 def by_uses(columns: Tensor, uses: Sequence[Use], parameters: Sequence[nn.Parameter]) -> dict[int, Outer]:
     """The outer products of residuals `(n, c)`, by number of the parameter, from the uses that a forward pass noted.
 
     Parameters that the pass did not meet in a linear layer are taken to act on the residual directly, each as a number that is
     the same for all points.
     """
-    return {k: reduce(Outer.join, parts) for k, parts in parts_by_uses(columns, uses, parameters).items()}
-
-
-def parts_by_uses(columns: Tensor, uses: Sequence[Use], parameters: Sequence[nn.Parameter]) -> dict[int, list[Outer]]:
-    """The same as sums, of values and of derivative streams and of each use, in the tensors that the passes left."""
-    n = len(columns)
-    ends = [end for use in uses for end in (use.y.value, use.y.parts)]
+    n, ends = len(columns), _ends(uses)
     slopes = [_gradient(column, ends) for column in columns.unbind(1)]
-    found: dict[int, list[Outer]] = {}
+    found: dict[int, Outer] = {}
     place = {id(p): k for k, p in enumerate(parameters)}
 
-    def note(parameter: Tensor | None, *outers: Outer) -> None:
+    def note(parameter: Tensor | None, outer: Outer) -> None:
         k = place.get(id(parameter))
         if k is not None:
-            found.setdefault(k, []).extend(outers)
+            found[k] = found[k].join(outer) if k in found else outer
 
     ones = columns.new_ones(1, n, 1)
     for u, use in enumerate(uses):
         value = _stack([slope[2 * u] for slope in slopes], 0)[None]
         parts = _stack([slope[2 * u + 1] for slope in slopes], 1)
-        note(use.weight, Outer(use.x.value.detach()[None], value), Outer(use.x.whole.detach(), parts))
+        note(use.weight, Outer(_channels([use.x.value, use.x.whole]), torch.cat([value, parts])))
         note(use.bias, Outer(ones, value))
     for k, parameter in enumerate(parameters):
         if k not in found:
             rows = _direct(columns, parameter)
             if rows is not None:
-                found[k] = [Outer(ones, rows[None])]
+                found[k] = Outer(ones, rows[None])
     return found
+
+
+def by_point(
+    columns: Tensor, uses: Sequence[Use], parameters: Sequence[nn.Parameter]
+) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+    """Of each column of `(n, c)` the gradient of its sum by the parameters, and the norm of each point's part in it, `(c, n)`.
+
+    One reverse pass for each column gives both: the norms by the channel-Gram identity, from what it leaves at the layers.
+    """
+    ends, ones = _ends(uses), columns.new_ones(())
+    weights, biases = dict[int, list[int]](), dict[int, list[int]]()
+    for u, use in enumerate(uses):
+        weights.setdefault(id(use.weight), []).append(u)
+        biases.setdefault(id(use.bias), []).append(u)
+    trained, met = {id(p) for p in parameters}, weights.keys() | biases.keys()
+    shared = [group for key, group in weights.items() if key in trained]
+    inputs = [_gram(_channels([part for u in group for part in (uses[u].x.value, uses[u].x.whole)])) for group in shared]
+    direct = [rows for p in parameters if id(p) not in met and (rows := _direct(columns, p)) is not None]
+    gradients, norms = [], []
+    for c, column in enumerate(columns.unbind(1)):
+        slopes = _gradient(column, [*ends, *parameters])
+        square = sum((rows[c].square().sum(1) for rows in direct), ones.new_zeros(len(column)))
+        for group, gram in zip(shared, inputs, strict=True):
+            square = square + (gram * _gram(_channels([part for u in group for part in slopes[2 * u : 2 * u + 2]]))).sum((1, 2))
+        for group in (group for key, group in biases.items() if key in trained):
+            square = square + sum((slopes[2 * u] for u in group), ones.new_zeros(())).square().sum(1)
+        gradients.append(slopes[len(ends) :])
+        norms.append(square.clamp(min=0).sqrt())
+    return gradients, torch.stack(norms)
+
+
+def _ends(uses: Sequence[Use]) -> list[Tensor]:
+    return [end for use in uses for end in (use.y.value, use.y.parts)]
+
+
+def _channels(parts: Sequence[Tensor]) -> Tensor:
+    """Values `(n, i)` and streams `(K, n, i)` one after another, `(S, n, i)`."""
+    return torch.cat([part.detach() if part.ndim == 3 else part.detach()[None] for part in parts])
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Of channels `(S, n, i)` their inner products at each point, `(n, S, S)`."""
+    if len(x) == 1:
+        return x[0].square().sum(1)[:, None, None]
+    return torch.bmm(x.transpose(0, 1), x.permute(1, 2, 0))
 
 
 def _stack(tensors: Sequence[Tensor], dim: int) -> Tensor:
