@@ -761,7 +761,7 @@ def test_the_largest_eigenvalue_lies_within_one_part_in_ten_thousand_without_an_
 @pytest.mark.parametrize(("m", "n"), [(30, 20), (20, 30), (30, 5), (5, 30), (1, 9), (9, 1), (1, 1)])
 def test_a_block_follows_its_formula(m, n):
     block, b = BlockSubspace(n, 8, seed=3), min(8, n)
-    v = block.v.numpy()
+    v = block.v.numpy().copy()
     np.testing.assert_allclose(v.T @ v, np.eye(b), atol=1e-14)
     signs = block._probe.double().numpy()
     assert set(signs.flatten().tolist()) <= {-1.0, 1.0}
@@ -772,7 +772,7 @@ def test_a_block_follows_its_formula(m, n):
         y = g.numpy() @ block.v.numpy()
         if b <= m:
             np.testing.assert_allclose(block.v @ block.v.T, v @ v.T, atol=1e-8)
-        v = block.v.numpy()
+        v = block.v.numpy().copy()
         np.testing.assert_allclose(v.T @ v, np.eye(b), atol=1e-13)
         np.testing.assert_allclose(block.gram, y.T @ y, rtol=1e-12, atol=1e-12)
         f, top = float(g.square().sum()), np.linalg.svd(y, compute_uv=False)[0] ** 2

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pinnsketch.gauges.gauge import Look, Setup
 from pinnsketch.sketch import ThreeSketch
+from pinnsketch.sketch.antil2025_three_sketch import gauges
 
 
 class Paper:
@@ -46,7 +47,7 @@ class Paper:
     def numbers(self) -> Tensor:
         if not self._sketches:
             return self._setup.zeros(0)
-        return torch.stack([sketch.gauges() for sketch in self._sketches.values()]).double()
+        return gauges(list(self._sketches.values()))
 
     def read(self, numbers: list[float]) -> dict[str, dict[str, Any]]:
         pairs = zip(self._sketches.items(), numbers[::2], numbers[1::2], strict=True)

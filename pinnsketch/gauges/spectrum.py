@@ -32,7 +32,7 @@ def _gradient(look: Look, layer: int, place: int) -> Tensor:
 class StableRank:
     """Reading of each layer with a weight matrix: `stable_rank`, the interval that holds `|G|_F^2 / |G|_2^2` for certain."""
 
-    static = False
+    static = True
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._matrices = setup, _matrices(setup)
@@ -50,7 +50,7 @@ class StableRank:
         pairs = []
         for name, subspace in self._subspaces.items():
             pairs.append(subspace.update(_gradient(look, self._layers.index(name), self._matrices[name]).float()))
-        self._last = torch.stack(pairs).double()
+        self._last.copy_(torch.stack(pairs))
 
     @property
     def numbers(self) -> Tensor:
@@ -65,10 +65,10 @@ class StableRank:
         return self._last.nbytes + sum(subspace.bytes for subspace in self._subspaces.values())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last": self._last, "subspaces": {name: s.state_dict() for name, s in self._subspaces.items()}}
+        return {"last": self._last.clone(), "subspaces": {name: s.state_dict() for name, s in self._subspaces.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._last = state["last"].clone()
+        self._last.copy_(state["last"])
         for name, saved in state["subspaces"].items():
             self._subspaces[name].load_state_dict(saved)
 

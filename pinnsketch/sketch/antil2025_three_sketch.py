@@ -6,6 +6,7 @@ depend on the batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,21 +124,11 @@ class ThreeSketch:
     def stable_rank(self) -> float:
         """Stable rank of the activation sketch, `|Y|_F^2 / |Y|_2^2`, between 1 and k (the paper's gauge)."""
         self.corrected()
-        return float(self.gauges()[1])
+        return float(gauges([self])[0, 1])
 
     def energy(self) -> float:
         """|Z|_F, the paper's proxy for the gradient norm: it grows with the activations, whatever the gradient does."""
         return float(self.corrected()[2].norm())
-
-    def gauges(self) -> Tensor:
-        """Energy and stable rank `(2,)`, on the device; zero before the first update, NaN once activations were not finite."""
-        if not self.updates:
-            return self.z.new_zeros(2)
-        y = self.y.to(torch.promote_types(self.y.dtype, torch.float32))
-        finite = y.isfinite().all()
-        values = torch.linalg.svdvals(torch.where(finite, y, 0.0)).square()  # which fails for what is not finite
-        rank = values.sum() / values[0].clamp(min=torch.finfo(values.dtype).tiny)
-        return torch.stack([self.z.to(y.dtype).norm() / self.correction, torch.where(finite, rank, torch.nan)])
 
     @property
     def bytes(self) -> int:
@@ -208,3 +199,18 @@ class AdaptiveRank:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for word, value in state.items():
             setattr(self, word, value)
+
+
+def gauges(sketches: Sequence[ThreeSketch]) -> Tensor:
+    """Energy and stable rank of sketches of one rank, `(L, 2)` float64, on the device.
+
+    Zero before the first update; the rank is NaN once activations were not finite.
+    """
+    y = [sketch.y.double() for sketch in sketches]
+    finite = torch.stack([part.isfinite().all() for part in y])
+    gram = torch.stack([part.T @ part for part in y])
+    gram = torch.where(finite[:, None, None], gram, 0.0)  # eigvalsh fails for what is not finite
+    largest = torch.linalg.eigvalsh(gram)[:, -1].clamp(min=torch.finfo(gram.dtype).tiny)
+    rank = torch.where(finite, gram.diagonal(dim1=1, dim2=2).sum(1) / largest, torch.nan)
+    energy = torch.stack([sketch.z.double().norm() / (sketch.correction or 1.0) for sketch in sketches])
+    return torch.stack([energy, rank], dim=1)

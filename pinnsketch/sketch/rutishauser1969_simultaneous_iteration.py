@@ -91,8 +91,8 @@ class BlockSubspace:
         y = (a @ v).double()
         gram = y.T @ y
         kept = torch.isfinite(scale) & (scale > 0)
-        self.v = torch.where(kept, v, self.v)
-        self.gram = torch.where(kept, scale.double().square() * gram, self.gram)
+        self.v.copy_(torch.where(kept, v, self.v))
+        self.gram.copy_(torch.where(kept, scale.double().square() * gram, self.gram))
 
         f = torch.linalg.vector_norm(a, dim=1).double().square().sum()
         rounding = 4 * math.sqrt(n * b) * torch.finfo(self.v.dtype).eps * f
@@ -127,7 +127,7 @@ class BlockSubspace:
         return total
 
     def state_dict(self) -> dict[str, Any]:
-        return {"v": self.v, "gram": self.gram, "probe": self._probe}
+        return {"v": self.v.clone(), "gram": self.gram.clone(), "probe": self._probe}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.v, self.gram, self._probe = (state[name].clone() for name in ("v", "gram", "probe"))
