@@ -2,8 +2,9 @@
 
 Overhead: one PINN (Poisson, 5 x 64 tanh, 1,024 + 256 points, float64, compiled; on a GPU captured as one CUDA graph), the same
 run bare, with the default readings, with every reading, and with the histograms of all gradients after each step that loggers
-take (torch.histc, brought to the host), in turns of 750 steps, each of which holds 25 looks and one comparison of the loss
-terms (two or three with every reading). The ratio is the median over rounds, with a distribution-free 95 % interval.
+take (torch.histc, brought to the host), by turns of 30 steps. A round has 750 steps of each, which hold 25 looks and one
+comparison of the loss terms (two or three with every reading); on a GPU 7,500, which hold as many. The ratio is the median over
+rounds, with a distribution-free 95 % interval.
 
     python benchmarks/monitor.py [--quick] [--device cuda] [--out FILE]
 """
@@ -30,7 +31,7 @@ from pinnsketch.sketch import BlockSubspace, cells_of, cosine_interval
 from pinnsketch.sketch.charikar2002_sign_fold import SignFold
 from pinnsketch.solve import median_interval
 
-TURN = 750
+TURN, PART = 750, 30
 PEERS = {"default": "wandb-like histograms 1.09, Cockpit 66 (shared notes of the project, an MLP)"}
 
 
@@ -59,7 +60,7 @@ def histograms(run: Run) -> Callable[[], None]:
 
 
 def overhead(device: str, rounds: int, turn: int) -> list[Row]:
-    """Turns of each kind of run, one after another, in alternating order."""
+    """Rounds of so many steps of each kind of run, by turns, in alternating order."""
     total = (rounds + 2) * turn + 1
     kinds: dict[str, Any] = {"bare": False, "default": True, "full": {"readings": "full"}, "histograms": False}
     runs = {name: pinn(monitor, device, total) for name, monitor in kinds.items()}
@@ -67,12 +68,16 @@ def overhead(device: str, rounds: int, turn: int) -> list[Row]:
     after = {"histograms": histograms(runs["histograms"])}
     took: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(rounds + 1):
-        for name in list(kinds) if number % 2 else reversed(kinds):
-            began = time.perf_counter()
-            for _ in range(turn):
-                next(steps[name])
-                after.get(name, lambda: None)()
-            took[name].append(time.perf_counter() - began)
+        spent = dict.fromkeys(kinds, 0.0)
+        for part in range(turn // PART):
+            for name in list(kinds) if (number + part) % 2 else reversed(kinds):
+                began = time.perf_counter()
+                for _ in range(PART):
+                    next(steps[name])
+                    after.get(name, lambda: None)()
+                spent[name] += time.perf_counter() - began
+        for name in kinds:
+            took[name].append(spent[name])
     bare = took["bare"][1:]
     rows = [Row(f"step, bare ({device})", 1e3 * float(np.median(bare)) / turn, "ms")]
     goals = {"default": 1.05 if device == "cuda" else 1.03, "full": 1.10, "histograms": None}
@@ -291,7 +296,8 @@ def main() -> None:
     given = options.parse_args()
     quick = given.quick
     rows: list[Row] = []
-    sections: list[Callable[[], list[Row]]] = [lambda: overhead(given.device, 2 if quick else 9, 50 if quick else TURN)]
+    turn = 2 * PART if quick else TURN if given.device == "cpu" else 10 * TURN
+    sections: list[Callable[[], list[Row]]] = [lambda: overhead(given.device, 2 if quick else 9, turn)]
     if given.device == "cpu":
         sections += [
             memory,
