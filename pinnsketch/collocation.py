@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import hypot, inf
@@ -143,17 +143,19 @@ class Collocation:
             self._say_why(block, nested)
             return found
 
-    def linearize(self, trial: Trial, batch: tuple[Block, ...]) -> tuple[Tensor, Jacobian]:
+    def linearize(
+        self, trial: Trial, batch: tuple[Block, ...], parameters: Sequence[nn.Parameter] | None = None
+    ) -> tuple[Tensor, Jacobian]:
         """Residuals r `(N,)`, scaled so that the weighted loss is their sum of squares, and their Jacobian `(N, P)`.
 
-        Rows are ordered by block, term, column and point; P counts the parameters that train.
+        Rows are ordered by block, term, column and point; P counts `parameters`, or else all that train.
 
         Raises:
             ProblemError: if a residual mixes points: it has no row for each.
         """
-        parameters = [p for p in trial.parameters() if p.requires_grad]
-        found = [self._planned(trial, block, partial(self._linearize, trial, block, parameters)) for block in batch]
-        return torch.cat([r for r, _ in found]), Jacobian(found, [p.shape for p in parameters])
+        given = [p for p in trial.parameters() if p.requires_grad] if parameters is None else list(parameters)
+        found = [self._planned(trial, block, partial(self._linearize, trial, block, given)) for block in batch]
+        return torch.cat([r for r, _ in found]), Jacobian(found, [p.shape for p in given])
 
     def _linearize(
         self, trial: Trial, block: Block, parameters: list[nn.Parameter], plan: Plan
@@ -165,6 +167,15 @@ class Collocation:
         columns = self._scaled(block, self._residuals(trial, block, plan if plan.rows else Plan(), uses))
         rows = by_rows(columns, parameters) if uses is None else by_uses(columns, uses, parameters)
         return columns.detach().T.flatten(), rows
+
+    @torch.no_grad()
+    def scaled(self, trial: Trial, batch: tuple[Block, ...]) -> dict[str, Tensor]:
+        """The same r by term, `(n k,)` each, in the order of the rows; no gradient."""
+        found = {}
+        for block in batch:
+            residuals = self._planned(trial, block, partial(self._residuals, trial, block))
+            found |= {name: self._scaled(block, {name: r}).T.flatten() for name, r in residuals.items()}
+        return found
 
     def by_term(self, trial: Trial, batch: tuple[Block, ...], parameters: list[nn.Parameter]) -> dict[str, Part]:
         """The gradient of each term's weighted loss, and the norm of what each point contributes to it.

@@ -106,7 +106,8 @@ def train(
             draw = index // resample if resample else 0
             fresh = resample > 0 and done > 0 and draw != (index - 1) // resample  # whether or not this is a resumed run
             if objective is None or fresh:
-                objective = Objective(parameters, partial(gradient, task.batch(draw)), tuple(task.weights))
+                batch = task.batch(draw)
+                objective = Objective(parameters, partial(gradient, batch), tuple(task.weights), model, task, batch)
                 objective.fresh = fresh
             at = method.step(objective)
             index, done = index + 1, done + 1

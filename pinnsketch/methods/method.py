@@ -46,10 +46,21 @@ class Objective:
         parameters: what trains.
         evaluate: gives the present values.
         terms: names of the losses.
+        model, task, batch: what it is the loss of, for methods that need more than losses and gradient, as residuals and their
+            Jacobian; these ask `task` for them.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], evaluate: Callable[[], Values], terms: Sequence[str]) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        evaluate: Callable[[], Values],
+        terms: Sequence[str],
+        model: Any = None,
+        task: Any = None,
+        batch: Any = None,
+    ) -> None:
         self._parameters, self._evaluate, self._terms = parameters, evaluate, terms
+        self.model, self.task, self.batch = model, task, batch
         self.fresh = True
         """Whether the points have changed since a method last cleared this: values kept from before are out of date."""
         self.static = False
