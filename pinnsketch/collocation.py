@@ -168,13 +168,17 @@ class Collocation:
         rows = by_rows(columns, parameters) if uses is None else by_uses(columns, uses, parameters)
         return columns.detach().T.flatten(), rows
 
-    @torch.no_grad()
     def scaled(self, trial: Trial, batch: tuple[Block, ...]) -> dict[str, Tensor]:
         """The same r by term, `(n k,)` each, in the order of the rows; no gradient."""
-        found = {}
+
+        def residuals(block: Block, plan: Plan) -> dict[str, Tensor]:
+            with torch.set_grad_enabled(plan.streams is None):
+                return self._residuals(trial, block, plan)
+
+        found: dict[str, Tensor] = {}
         for block in batch:
-            residuals = self._planned(trial, block, partial(self._residuals, trial, block))
-            found |= {name: self._scaled(block, {name: r}).T.flatten() for name, r in residuals.items()}
+            each = self._planned(trial, block, partial(residuals, block))
+            found |= {name: self._scaled(block, {name: r}).detach().T.flatten() for name, r in each.items()}
         return found
 
     def by_term(self, trial: Trial, batch: tuple[Block, ...], parameters: list[nn.Parameter]) -> dict[str, Part]:
