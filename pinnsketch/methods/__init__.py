@@ -5,8 +5,9 @@ from __future__ import annotations
 from pinnsketch.methods.adam import Adam
 from pinnsketch.methods.lbfgs import LBFGS
 from pinnsketch.methods.method import Evaluation, Method, Objective, Values
+from pinnsketch.methods.mueller2023_natural_gradient import NaturalGradient
 from pinnsketch.methods.sgd import SGD
 
-METHODS: dict[str, type[Method]] = {"adam": Adam, "lbfgs": LBFGS, "sgd": SGD}
+METHODS: dict[str, type[Method]] = {"adam": Adam, "lbfgs": LBFGS, "natural_gradient": NaturalGradient, "sgd": SGD}
 
 __all__ = ["LBFGS", "METHODS", "SGD", "Adam", "Evaluation", "Method", "Objective", "Values"]
