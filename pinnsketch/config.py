@@ -338,10 +338,27 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: naming the file and every fault in it.
     """
-    data = read_yaml(path, "problem: NAME")
-    if "data" in data and "problem" not in data:
-        raise ConfigError(f"{path}: it names data, so it trains on images; use: pinnsketch train {path}")
-    return make_config(data, str(path))
+    return read_kind(RunConfig, "problem", path)
+
+
+OTHERWISE = {
+    "problem": "it names a problem, which is solved; use: pinnsketch solve",
+    "data": "it names data, so it trains on images; use: pinnsketch train",
+}
+"""The key that a configuration of each kind must have, and what is said where another kind is wanted."""
+
+
+def read_kind(kind: type[M], key: str, path: Path) -> M:
+    """Read a YAML file that must have a key.
+
+    Raises:
+        ConfigError: as `read_config` does.
+    """
+    data = read_yaml(path, f"{key}: NAME")
+    for other, words in OTHERWISE.items():
+        if other in data and key not in data:
+            raise ConfigError(f"{path}: {words} {path}")
+    return validate(kind, data, str(path))
 
 
 def read_yaml(path: Path, least: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from pinnsketch.config import (
-    ConfigError,
     Count,
     MonitorConfig,
     Positive,
@@ -20,9 +19,8 @@ from pinnsketch.config import (
     Whole,
     check_options,
     make_stage,
-    read_yaml,
+    read_kind,
     row_of,
-    validate,
 )
 from pinnsketch.datasets import DATASETS
 from pinnsketch.images import ACTIVATIONS, INITS
@@ -102,7 +100,4 @@ def read_image_config(path: Path) -> ImageConfig:
     Raises:
         ConfigError: naming the file and every fault in it.
     """
-    data = read_yaml(path, "data: NAME")
-    if "problem" in data and "data" not in data:
-        raise ConfigError(f"{path}: it names a problem, which is solved; use: pinnsketch solve {path}")
-    return validate(ImageConfig, data, str(path))
+    return read_kind(ImageConfig, "data", path)

@@ -29,6 +29,7 @@ TIERS = [
     {"origin"},
     {"report", "check", "record"},
     {"workplace"},
+    {"course"},
     {"run", "solve", "image_run", "replay"},
     {"cli"},
     {"__main__", "__init__", "templates"},
