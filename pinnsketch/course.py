@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -39,6 +40,7 @@ class Course:
         threads: of the CPU; 0 chooses by the work.
         matmul: how exact float32 matrix products are on a GPU.
         evaluated: another module on the same parameters, which takes the model's place while gradients are computed.
+        beside: what else a checkpoint holds, by name: anything with a `state_dict` and a `load_state_dict`.
         warnings: what is odd about the task.
 
     Attributes:
@@ -65,11 +67,12 @@ class Course:
         threads: int = 0,
         matmul: str = "highest",
         evaluated: nn.Module | None = None,
+        beside: Mapping[str, Any] = MappingProxyType({}),
         warnings: Sequence[str] = (),
     ) -> None:
         self._key, self._model, self._task, self._schedule, self._resample = key, model, task, schedule, resample
         self._work, self._threads, self._matmul = work, threads, matmul
-        self._evaluated = evaluated or model
+        self._evaluated, self._beside = evaluated or model, beside
         self.monitor, self.health, self.history = monitor, Health(), list[dict[str, Any]]()
         self.place, self.warnings = Folder(folder), list(warnings)
         self.total = sum(stage.steps for stage in schedule)
@@ -179,6 +182,7 @@ class Course:
             "history": self.history,
             "seconds": self.seconds,
             "reached": self.reached,
+            **{name: part.state_dict() for name, part in self._beside.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -188,6 +192,8 @@ class Course:
         self.health.load_state_dict(state["health"])
         if self.monitor and state["monitor"]:
             self.monitor.load_state_dict(state["monitor"])
+        for name, part in self._beside.items():
+            part.load_state_dict(state[name])
 
     def restore(self, folder: Path, device: torch.device) -> None:
         """Go to the last checkpoint in a folder.

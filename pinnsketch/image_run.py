@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from pinnsketch import checkpoint
+from pinnsketch.backward import FIRST, Recomputed
 from pinnsketch.config import ConfigError, dump_config, read_yaml
 from pinnsketch.course import PROBE, Course, Running, expect_checkpoint
 from pinnsketch.datasets import Images, load
+from pinnsketch.gradient import Gradient
 from pinnsketch.health import Health
 from pinnsketch.image_config import ImageConfig, read_image_config
 from pinnsketch.images import ImageNetwork, ImageTask
@@ -55,6 +59,7 @@ class ImageRun(Running):
 
     Attributes:
         network: trained in place.
+        evaluated: the module whose gradients train it: itself, or one on the same parameters that keeps less.
         task: the batches, and the loss on them; in the history `error` is that of the test images, at the end of each epoch.
     """
 
@@ -73,6 +78,11 @@ class ImageRun(Running):
         self._sizes: dict[str, Any] = {"shape": list(images.train_x.shape[1:]), "classes": len(images.classes)}
         options = {**self._sizes, **config.network.model_dump(), "dtype": config.dtype}
         self.network = ImageNetwork(**options, generator=torch.Generator().manual_seed(seed)).to(device)
+        method = config.backward.method
+        self.evaluated = config.backward.made(seed).apply(self.network)
+        self._rank = _rank(self.evaluated) if method == "sketched" and config.backward.keep == "auto" else None
+        beside = {"evaluated": self.evaluated} if method == "sketched" else {}
+        beside |= {"rank": self._rank} if self._rank else {}
         watch, probe = config.monitor, self.task.probe(PROBE)
         monitor = Monitor(self.network, probe, **watch.options(device.type), seed=seed, graph=True) if watch else None
         self.course = Course(
@@ -83,8 +93,10 @@ class ImageRun(Running):
             folder,
             monitor,
             resample=1,
-            work=config.network.width * config.train.batch,
+            work=self.network.widest * config.train.batch,
             threads=config.threads,
+            evaluated=self.evaluated,
+            beside=beside,
         )
         self._accuracy: float | None = None
         if not resuming:
@@ -113,6 +125,8 @@ class ImageRun(Running):
             if whole or due or step.index == 1:
                 error = self.task.error(self.network) if whole else None
                 self.course.record(step, {"epoch": step.index / batches, "error": error})
+            if self._rank and place == 0 and self._rank.update(step.index / self.total):
+                self.gradient.renew()
             self.course.keep(step, save)
             yield step
 
@@ -140,6 +154,17 @@ class ImageRun(Running):
             },
         }
 
+    def memory(self) -> dict[str, int | None]:
+        """Bytes that one step needs for its reverse pass, measured on a copy: what autograd keeps of the forward pass, what
+        hidden layers keep of their inputs, and on a GPU the most that was allocated while the gradient was computed."""
+        from pinnsketch.layers import saved_bytes
+
+        model, batch = copy.deepcopy(self.evaluated), self.task.batch(0)
+        saved = saved_bytes(lambda: self.task.losses(model, batch)["cross_entropy"])
+        inputs = None if isinstance(model, Recomputed) else cast(ImageNetwork, model).inputs(batch[0], saved_bytes)
+        peak = _peak(partial(Gradient(model, self.task), batch), batch[0].device)
+        return {"saved": saved, "inputs": inputs, "peak": peak}
+
     def _write(self, trained: Trained, folder: Path) -> None:
         """metrics.json, health.json, history.json, model.pt and training.png: the numbers first, in case the disk fills up."""
         from pinnsketch.report.image_figures import training_figure  # matplotlib takes a while to load
@@ -158,6 +183,24 @@ class ImageRun(Running):
         figure = training_figure(self.history)
         if figure is not None:
             checkpoint.write(folder / "training.png", partial(figure.savefig, dpi=130, format="png"))
+
+
+def _rank(model: nn.Module) -> Any:
+    """Shares the numbers that are kept out among the sketched layers as training goes on."""
+    from pinnsketch.layers import AutomaticRank
+
+    return AutomaticRank(model, FIRST)
+
+
+def _peak(evaluate: Callable[[], Any], device: torch.device) -> int | None:
+    """Bytes that were allocated at most beyond those before; None on a CPU, which does not count them."""
+    if device.type != "cuda":
+        return None
+    for _ in range(2):  # at the first time libraries set up what stays
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        evaluate()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def read_network(path: Path) -> ImageNetwork:

@@ -498,7 +498,7 @@ FAULTS = {
     "method": ({"train": {"method": "adamw"}}, "train.method: there is no method 'adamw'; did you mean 'adam'"),
     "epochs": ({"train": {"epochs": 0}}, "train.epochs: expected greater than 0; got 0"),
     "steps": ({"train": {"steps": 5}},
-              r"train: adam has no option 'steps'.*\(known: epochs, batch, seed, log, checkpoint, lr, betas\)"),
+              r"train: adam has no option 'steps'.*\(known: epochs, batch, decay, seed, log, checkpoint, lr, betas\)"),
     "slip": ({"train": {"epoch": 5}}, r"train: adam has no option 'epoch'; did you mean 'epochs'\?"),
     "lr": ({"train": {"lr": -1}}, "train.lr: expected a number above 0; got -1"),
     "momentum": ({"train": {"method": "sgd", "momentum": 1.5}}, "train.momentum: expected a number from 0 to 1; got 1.5"),
