@@ -6,7 +6,7 @@ carried as one stream (Li et al. 2024, forward Laplacian; Dangel et al. 2025, co
 """
 
 from pinnsketch.jets.jacobian import Jacobian, Outer, by_rows, by_uses, parts_by_uses, squares
-from pinnsketch.jets.jet import RULES, Jet, Jets, NoRule, Use
+from pinnsketch.jets.jet import RULES, Jet, Jets, NoRule, Use, linear
 from pinnsketch.jets.streams import Streams
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Use",
     "by_rows",
     "by_uses",
+    "linear",
     "parts_by_uses",
     "squares",
 ]
