@@ -154,16 +154,19 @@ class ImageRun(Running):
             },
         }
 
-    def memory(self) -> dict[str, int | None]:
-        """Bytes that one step needs for its reverse pass, measured on a copy: what autograd keeps of the forward pass, what
-        hidden layers keep of their inputs, and on a GPU the most that was allocated while the gradient was computed."""
+    def memory(self) -> dict[str, Any]:
+        """Bytes that one step needs for its reverse pass, measured on a copy.
+
+        Returns: `saved`, all that autograd keeps of the forward pass; `inputs`, what hidden layers keep of their inputs, and
+        `layers`, the same by layer; `peak`, the most that a GPU holds while it computes the gradient. None: not measured.
+        """
         from pinnsketch.layers import saved_bytes
 
         model, batch = copy.deepcopy(self.evaluated), self.task.batch(0)
         saved = saved_bytes(lambda: self.task.losses(model, batch)["cross_entropy"])
-        inputs = None if isinstance(model, Recomputed) else cast(ImageNetwork, model).inputs(batch[0], saved_bytes)
+        layers = None if isinstance(model, Recomputed) else cast(ImageNetwork, model).inputs(batch[0], saved_bytes)
         peak = _peak(partial(Gradient(model, self.task), batch), batch[0].device)
-        return {"saved": saved, "inputs": inputs, "peak": peak}
+        return {"saved": saved, "inputs": sum(layers.values()) if layers else None, "layers": layers, "peak": peak}
 
     def _write(self, trained: Trained, folder: Path) -> None:
         """metrics.json, health.json, history.json, model.pt and training.png: the numbers first, in case the disk fills up."""

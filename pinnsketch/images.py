@@ -209,14 +209,14 @@ class ImageNetwork(nn.Module):
             y = y if self.shares_output(i) else halved(y)
         return y
 
-    def inputs(self, x: Tensor, measure: Callable[[Callable[[], Any]], int]) -> int:
-        """What the hidden layers alone, without their activations, keep of their inputs, each measured on its own."""
-        total = 0
+    def inputs(self, x: Tensor, measure: Callable[[Callable[[], Any]], int]) -> dict[str, int]:
+        """What each hidden layer alone, without its activation, keeps of its input for images x, as measured by a function."""
+        found = {}
         for i, layer in enumerate(self.layers[:-1]):
-            total += measure(partial(layer, x if i < self._convolutions else x.flatten(1)))
+            found[f"layers.{i}"] = measure(partial(layer, x if i < self._convolutions else x.flatten(1)))
             with torch.no_grad():
                 x = self.hidden(x, [i])
-        return total
+        return found
 
     def shares_output(self, i: int) -> bool:
         """Whether the output of an activation is the next layer's input, and not halved before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -57,11 +58,10 @@ def frontier_figure(result: Mapping[str, Any]) -> Figure:
     methods = dict(result["methods"])
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes, control = figure.subplots(), methods.pop("frozen", None)
-    shades = _shades(max(len(methods), 1))
-    for (word, found), colour in zip(methods.items(), shades, strict=False):
+    for (word, found), mark in zip(methods.items(), cycle("osD^v<>P*X"), strict=False):
         accuracy, (low, high) = found["test_accuracy"], found["spread"]
         span = [[100 * (accuracy - low)], [100 * (high - accuracy)]]
-        axes.errorbar([found["saved"] / 1000], [100 * accuracy], yerr=span, fmt="o", color=colour, capsize=3, label=word)
+        axes.errorbar([found["saved"] / 1000], [100 * accuracy], yerr=span, fmt=mark, capsize=3, label=word, alpha=0.8)
     if control:
         axes.axhline(100 * control["test_accuracy"], color="0.5", ls="--", label="hidden layers frozen")
     axes.set(xlabel="kept by a step for its reverse pass (kB)", ylabel="test accuracy (%)")

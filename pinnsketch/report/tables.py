@@ -49,14 +49,15 @@ def image_table(metrics: Mapping[str, Any]) -> Table:
 
 def backward_table(result: Mapping[str, Any]) -> Table:
     """Image training with its reverse pass by several methods: accuracy, memory of one step, time."""
-    table = Table("reverse pass", "test accuracy", "lowest to highest", "kept", "of exact", "inputs", "peak", "s / epoch")
+    table = Table("reverse pass", "test accuracy", "kept", "of exact", "inputs", "peak", "s/epoch")
+    table.columns[0].no_wrap = True
     for word, found in result["methods"].items():
-        low, high = found["spread"]
+        low, high = (100 * end for end in found["spread"])
         ill = "" if found["outcomes"] == ["trained"] else f" ({', '.join(found['outcomes'])})"
+        span = f" ({low:.2f} to {high:.2f})" if len(found["runs"]) > 1 else ""
         table.add_row(
             word + ill,
-            f"{100 * found['test_accuracy']:.2f} %",
-            f"{100 * low:.2f} to {100 * high:.2f}" if len(found["runs"]) > 1 else "-",
+            f"{100 * found['test_accuracy']:.2f} %{span}",
             kilobytes(found["saved"]),
             "-" if found["share"] is None else f"{100 * found['share']:.3g} %",
             kilobytes(found["inputs"]),
