@@ -1,7 +1,7 @@
 """Training with a sketched reverse pass: accuracy against memory on MNIST and CIFAR-10, with its control, and stability.
 
-`python benchmarks/backprop.py --data DIR --jobs 12` trains what is not in the results file yet, many at a time, and adds each to
-it as it ends: a second call goes on where the first one stopped. `--figure` draws what is there. DIR holds the folders mnist
+`python benchmarks/backprop.py --data DIR --jobs 12` trains what is not in the results file yet, many at a time, and adds each
+to it as it ends: a second call goes on where the first one stopped. `--figure` draws what is there. DIR holds the folders mnist
 and cifar10 as `pinnsketch data fetch` leaves them; files may be gzipped, one by one. What is measured:
 
 - mnist: 4 x 512 tanh, batch 128, Adam 1e-3 with cosine decay, 50 epochs; all four hidden layers keep a share of their inputs,
@@ -205,7 +205,7 @@ def figure(runs: dict[str, Job], out: Path) -> None:
             each = {lr: runs.get(f"stability: {name}, {optimizer} {lr:g}") for lr in sizes}
             there = {lr: 100 * (1 - run["test_accuracy"]) for lr, run in each.items() if run}
             axes.plot(list(there), list(there.values()), ".-", lw=1, label=name)
-        axes.set(xscale="log", yscale="log", xlabel=f"step size, {optimizer}")
+        axes.set(xscale="log", xlabel=f"step size, {optimizer}")
         axes.set_xticks(sizes, [f"{lr:g}" for lr in sizes])
         axes.set_xticks([], minor=True)
         axes.set_title("MNIST, 10 epochs", fontsize=10)
@@ -213,6 +213,11 @@ def figure(runs: dict[str, Job], out: Path) -> None:
     for axes in drawn.axes:
         axes.set_ylabel("test error (%)")
         axes.grid(alpha=0.3, which="both", axis="y")
+        if any(len(line.get_ydata()) for line in axes.lines):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
+            axes.tick_params(axis="y", which="both", labelsize=8)
     drawn.savefig(out.with_suffix(".png"), dpi=130)
     print(f"Drawn in {out.with_suffix('.png')}")
 
@@ -235,7 +240,7 @@ def frontier(axes: Any, runs: dict[str, Job]) -> None:
         found = errors(runs, f"mnist: {way}")
         if found:
             axes.axhline(statistics.mean(found), color="k", ls=style, lw=0.8, label=f"hidden layers {way}")
-    axes.set(xscale="log", yscale="log", xlabel="share of the inputs of hidden layers that is kept (%)")
+    axes.set(xscale="log", xlabel="share of the inputs of hidden layers that is kept (%)")
     axes.set_xticks([100 * keep for keep in KEEPS], [f"{100 * keep:g}" for keep in KEEPS])
     axes.set_xticks([], minor=True)
     axes.set_title("MNIST, 4 x 512 tanh", fontsize=10)

