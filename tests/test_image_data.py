@@ -138,9 +138,7 @@ def test_a_debian_program_that_fails_is_reported_with_its_words(clothes, program
 
 def test_without_apt_get_it_is_said_what_to_put_where(clothes, monkeypatch, here):
     monkeypatch.setenv("PATH", str(here))
-    with pytest.raises(
-        DatasetError, match=r"downloaded by apt-get, which was not found: use Debian or Ubuntu, or put "
-    ):
+    with pytest.raises(DatasetError, match=r"downloaded by apt-get, which was not found: use Debian or Ubuntu, or put "):
         fetch("fashion_mnist")
 
 
