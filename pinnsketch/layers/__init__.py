@@ -8,7 +8,7 @@ from pinnsketch.layers.linear import SketchLinear
 from pinnsketch.layers.packed import Packed, PackedGELU, PackedReLU, PackedSigmoid, PackedSiLU, PackedSin, PackedTanh
 from pinnsketch.layers.rank import AutomaticRank
 from pinnsketch.layers.saved import saved_bytes
-from pinnsketch.layers.sketched import frozen
+from pinnsketch.layers.sketched import exact, frozen
 
 __all__ = [
     "ESTIMATORS",
@@ -23,6 +23,7 @@ __all__ = [
     "PackedTanh",
     "SketchConv2d",
     "SketchLinear",
+    "exact",
     "frozen",
     "plain_state_dict",
     "saved_bytes",

@@ -1,7 +1,7 @@
 """The sketched backward pass of Antil & Verma (2025, arXiv 2510.00442), equations (4) to (8) and Algorithm 2. It is biased.
 
-Forward updates moving averages of three sketches, which are all that is kept; backward takes their reconstruction (7) for the
-inputs. That is no approximation of the inputs in general (docs/backprop.md), and the weight gradient it gives is not right in the mean.
+Forward updates moving averages of three sketches, which are all that is kept; backward takes their reconstruction (7) for
+the inputs. That is no approximation of them in general (docs/backprop.md), and the weight gradient is not right in the mean.
 """
 
 from __future__ import annotations

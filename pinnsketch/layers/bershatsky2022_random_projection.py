@@ -49,8 +49,9 @@ class Projection:
         s = self.draw(seed, (part.count, q, part.size), q**-0.5, dtype)
         if q == part.kept:
             return s
-        mean = s.new_full((1, 1, 1), part.size**-0.5).expand(part.count, 1, part.size)
-        return torch.cat([s - s.mean(2, keepdim=True), mean], dim=1)
+        whole = s.new_full((part.count, part.kept, part.size), part.size**-0.5)
+        torch.sub(s, s.mean(2, keepdim=True), out=whole[:, :q])
+        return whole
 
     def random(self, part: Part) -> int:
         """Random rows of S for each group: all that are kept but the mean."""

@@ -65,9 +65,9 @@ def sketch_layers(
     chosen = {name: module for name, module in known.items() if fnmatchcase(name, pattern)}
     if not chosen:
         raise ValueError(f"pattern: no layer is named {pattern!r}; the layers are {', '.join(known) or 'none'}.")
-    for name, module in chosen.items():
+    for module in chosen.values():
         module.__class__ = LAYERS[type(module)]
-        module.sketch_as(Options(weight_gradient, estimator, keep), seed)  # type: ignore[operator]
+        module.sketch_as(Options(weight_gradient, estimator, keep), seed)
     if activations == "packed" and weight_gradient == "sketched":
         _pack_activations(copy, seed)
     for name, module in copy.named_modules():
@@ -96,7 +96,7 @@ def _packed(module: nn.Module, seed: int) -> nn.Module | None:
     """What takes the place of an activation; None: it stays."""
     if type(module) is nn.ReLU:
         return PackedReLU(module.inplace)
-    name = MODULES.get(type(module))  # type: ignore[call-overload]
+    name = MODULES.get(type(module))
     plain = not getattr(module, "inplace", False) and getattr(module, "approximate", "none") == "none"
     return _by_name(name, False, seed) if name and plain else None
 

@@ -59,9 +59,9 @@ class ImagesProduct:
 class SketchConv2d(nn.Conv2d):
     """nn.Conv2d that keeps sketched images for the weight gradient, in place of its input.
 
-    The output is that of nn.Conv2d bit for bit, the gradients by input and bias are exact, and the gradient by the weight is estimated
-    in training mode; it is exact in evaluation mode, for an image without a batch axis, and for so few images that less than
-    one would be kept.
+    The output is that of nn.Conv2d bit for bit, the gradients by input and bias are exact, and the gradient by the weight is
+    estimated in training mode; it is exact in evaluation mode, for an image without a batch axis, and for so few images that
+    less than one would be kept.
 
     Args:
         in_channels, out_channels, kernel_size, *args, **kwargs: as in nn.Conv2d.
@@ -83,7 +83,7 @@ class SketchConv2d(nn.Conv2d):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)  # type: ignore[arg-type]
+        super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
         self.sketch_as(Options(weight_gradient, estimator, keep), seed)
 
     def sketch_as(self, options: Options, seed: int) -> None:
@@ -97,10 +97,10 @@ class SketchConv2d(nn.Conv2d):
         self.options, self.random = options, Stream(seed, self.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or not self.options.sketches(self, self.weight, x, len(x)):
+        if x.ndim != 4 or not self.options.sketches(self.random, self.weight, x, len(x)):
             return super().forward(x)
         padded, padding = self._padded(x)
-        product = ImagesProduct(self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
+        product = ImagesProduct(_pair(self.stride), padding, _pair(self.dilation), self.groups)
         call = Call(product, self.options.estimator, self.options.keep, self.options.note)
 
         def sketched(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -109,11 +109,11 @@ class SketchConv2d(nn.Conv2d):
         return without_autocast(sketched, padded, self.weight, self.bias)
 
     def _padded(self, x: Tensor) -> tuple[Tensor, Pair]:
-        """The input, with what zeros on both sides cannot do added to it, and the zeros on each side that remain to be added."""
+        """The input, padded by what equal zeros on both sides cannot give, and the zeros that are still to be added."""
         if self.padding_mode != "zeros":
             return functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
         if not isinstance(self.padding, str):
-            return x, self.padding  # type: ignore[return-value]
+            return x, _pair(self.padding)
         left, right, top, bottom = self._reversed_padding_repeated_twice
         if (left, top) == (right, bottom):
             return x, (top, left)
@@ -121,3 +121,7 @@ class SketchConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.options}"
+
+
+def _pair(sizes: tuple[int, ...]) -> Pair:
+    return sizes[0], sizes[1]

@@ -59,7 +59,7 @@ class Part:
 
 
 def parts(rows: int, keep: float) -> list[Part]:
-    """All rows in groups of at most `GROUP`, of one size if they can be of more than half of that, else with a smaller last one."""
+    """All rows in groups of at most `GROUP`, of one size if that can be more than half of it, else with a smaller last one."""
     least = -(-rows // max(GROUP, ceil(FEWEST / keep)))
     count = next((k for k in range(least, min(2 * least, rows) + 1) if rows % k == 0), least)
     size = -(-rows // count)

@@ -1,6 +1,6 @@
 """Leading directions exact, the rest projected at random: the range finder of Halko, Martinsson & Tropp (2011, algorithm 4.3).
 
-One sketch B = S_0 A and one product Y = A B^T lead to a basis U `(n, r)` of Y, by Cholesky. Kept are U, U^T A and S (A - U U^T A):
+One sketch B = S_0 A and one product Y = A B^T lead to a basis U `(n, r)`, by Cholesky. Kept are U, U^T A and S (A - U U^T A):
 
     G~ = (U^T delta)^T (U^T A) + (S delta)^T S (A - U U^T A),
 

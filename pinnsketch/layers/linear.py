@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,8 +39,8 @@ ROWS = RowsProduct()
 class SketchLinear(nn.Linear):
     """nn.Linear that keeps a sketch of its input for the weight gradient, in place of the input.
 
-    The output is that of nn.Linear bit for bit, the gradients by input and bias are exact, and the gradient by the weight is estimated
-    in training mode; it is exact in evaluation mode, and where no gradient by the weight is asked for, or keep is 1.
+    The output is that of nn.Linear bit for bit, the gradients by input and bias are exact, and the gradient by the weight is
+    estimated in training mode; it is exact in evaluation mode, and for so few rows that less than one would be kept.
 
     Args:
         in_features, out_features, bias, device, dtype: as in nn.Linear.
@@ -82,7 +81,7 @@ class SketchLinear(nn.Linear):
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The product of rows and weight, sketched where the weight's gradient is asked for."""
-        if not self.options.sketches(self, weight, x, x.numel() // max(x.shape[-1], 1)):
+        if not self.options.sketches(self.random, weight, x, x.numel() // max(x.shape[-1], 1)):
             return functional.linear(x, weight, bias)
         return without_autocast(self._sketched, x, weight, bias)
 

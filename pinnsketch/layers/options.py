@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pinnsketch.layers.estimator import Estimator
 from pinnsketch.layers.estimators import estimator
+from pinnsketch.layers.sketched import Stream
 
 GRADIENTS = ("exact", "sketched")
 
@@ -43,10 +44,10 @@ class Options:
     def active(self) -> bool:
         return self.weight_gradient == "sketched" and self.keep < 1
 
-    def sketches(self, layer: nn.Module, weight: Tensor, x: Tensor, rows: int) -> bool:
+    def sketches(self, random: Stream, weight: Tensor, x: Tensor, rows: int) -> bool:
         """Whether a call with so many rows is sketched: not if less than one of them would be kept."""
         self.numbers = x.numel()
-        asked = layer.training and torch.is_grad_enabled() and weight.requires_grad
+        asked = random.training and not random.exact and torch.is_grad_enabled() and weight.requires_grad
         return asked and self.active and self.keep * rows >= 1
 
     def __str__(self) -> str:

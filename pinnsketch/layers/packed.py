@@ -1,8 +1,8 @@
-"""Activations that keep few bits for their backward pass: Bershatsky et al. (2022, arXiv 2202.00441) at random, so without bias.
+"""Activations that keep few bits for their backward pass, as in Novikov et al. (2022, arXiv 2202.00441), here without bias.
 
-autograd keeps the output of tanh or relu, which is the next layer's input: where they are, a layer that forgets its input
-saves nothing. Here relu keeps the mask of its positive inputs, one bit each, and is exact. A smooth activation keeps its derivative
-f'(x), rounded at random to one of 2^bits levels between its bounds such that its mean is f'(x): the gradient is right in the mean.
+autograd keeps the output of tanh or relu, which is the next layer's input: beside them, a layer that forgets its input saves
+nothing. Here relu keeps the mask of its positive inputs, one bit each, and is exact. A smooth activation keeps its derivative
+f'(x), rounded at random to one of 2^bits levels between its bounds such that the mean is f'(x): so is that of the gradient.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pinnsketch.jets import Jet
+from pinnsketch.layers.packed_jet import packed_jet
 from pinnsketch.layers.packing import pack, unpack
 from pinnsketch.layers.sketched import Stream, only_once
-from pinnsketch.layers.steele2014_split_mix import uniform
+from pinnsketch.layers.steele2014_split_mix import round_at_random
 
 BITS = (8, 4, 2, 1)
 TWICE = (
@@ -40,7 +41,7 @@ class Smooth:
         low, high: bounds of the derivative.
     """
 
-    function: Callable[[Tensor], Tensor]
+    function: Callable[..., Any]
     slope: Callable[[Tensor, Tensor], Tensor]
     low: float
     high: float
@@ -57,7 +58,7 @@ def _gelu_slope(x: Tensor, y: Tensor) -> Tensor:
 
 SMOOTH: MappingProxyType[str, Smooth] = MappingProxyType(
     {
-        "tanh": Smooth(torch.tanh, lambda x, y: 1 - y * y, 0.0, 1.0),
+        "tanh": Smooth(torch.tanh, lambda x, y: torch.addcmul(y.new_ones(()), y, y, value=-1), 0.0, 1.0),
         "sigmoid": Smooth(torch.sigmoid, lambda x, y: y * (1 - y), 0.0, 0.25),
         "sin": Smooth(torch.sin, lambda x, y: torch.cos(x), -1.0, 1.0),
         "silu": Smooth(functional.silu, _silu_slope, -0.1, 1.1),
@@ -75,17 +76,17 @@ class PackedSlope(torch.autograd.Function):
         y = smooth.function(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         step = (smooth.high - smooth.low) / (2**bits - 1)
-        level = smooth.slope(x.to(wide), y.to(wide)).sub_(smooth.low).mul_(1 / step)
-        level.add_(uniform(seed, tuple(x.shape), wide)).clamp_(0, 2**bits - 0.5)
-        ctx.save_for_backward(pack(level.to(torch.uint8).flatten(), bits))
+        level = smooth.slope(x.to(wide), y.to(wide)).mul_(1 / step)
+        level = level.sub_(smooth.low / step) if smooth.low else level
+        ctx.save_for_backward(pack(round_at_random(level, seed, 2**bits - 1).flatten(), bits))
         ctx.bits, ctx.step, ctx.low = bits, step, smooth.low
         return y
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> Any:
         (packed,) = ctx.saved_tensors
-        slope = unpack(packed, ctx.bits, delta.numel()).to(delta.dtype).mul_(ctx.step)
-        found = delta.detach() * (slope.add_(ctx.low) if ctx.low else slope).view(delta.shape)
+        found = unpack(packed, ctx.bits, delta.numel()).view(delta.shape) * delta.detach()
+        found = found.mul_(ctx.step) if not ctx.low else found.mul_(ctx.step).add_(delta.detach(), alpha=ctx.low)
         return only_once(found, TWICE), None, None, None
 
 
@@ -121,7 +122,8 @@ class PackedReLU(nn.Module):
 class Packed(nn.Module):
     """A smooth activation that keeps its derivative in a few bits, rounded at random so that gradients are right in the mean.
 
-    In evaluation mode, and for jets, it is the plain activation.
+    In evaluation mode it is the plain activation. For jets, all that the Taylor-mode pass keeps of it is rounded, 256 numbers
+    at a time between the least and the greatest of them.
 
     Args:
         name: in `SMOOTH`.
@@ -142,8 +144,11 @@ class Packed(nn.Module):
 
     def forward(self, x: Any) -> Any:
         smooth = SMOOTH[self.name]
-        if isinstance(x, Jet) or not (self.training and torch.is_grad_enabled() and x.requires_grad):
+        rows_wanted = isinstance(x, Jet) and x.uses is not None
+        if self.random.exact or rows_wanted or not (self.training and torch.is_grad_enabled()):
             return smooth.function(x)
+        if isinstance(x, Jet):
+            return packed_jet(x, self.name, self.bits, self.random)
         return PackedSlope.apply(x, self.random.next(), smooth, self.bits)
 
     def extra_repr(self) -> str:

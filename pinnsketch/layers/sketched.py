@@ -14,8 +14,8 @@ from pinnsketch.layers.estimator import Estimator
 from pinnsketch.layers.steele2014_split_mix import key, seed_of
 
 TWICE = (
-    "The weight gradient of a sketched layer was differentiated again. A sketch of the layer's input gives the weight gradient, "
-    'not its derivative: use weight_gradient="exact" where gradients of gradients are needed.'
+    "The weight gradient of a sketched layer was differentiated again. A sketch of the input gives the weight gradient, not "
+    'its derivative: use weight_gradient="exact" where gradients of gradients are needed.'
 )
 
 
@@ -46,7 +46,7 @@ class Call:
         estimator: of the weight gradient.
         keep: its share.
         note: is told each estimate, and the same with its rows mispaired, for `AutomaticRank`; None: nobody.
-        memory: what the estimator has kept of earlier batches, in place of what it saves of this one.
+        memory: what the estimator keeps of this batch and earlier ones, read when backward runs, in place of what it saves.
     """
 
     product: Product
@@ -61,7 +61,7 @@ class Sketched(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, seed: Tensor, call: Call) -> Tensor:
-        saved = call.memory or call.estimator.save(call.product.rows(x), seed, call.keep)
+        saved = () if call.memory else call.estimator.save(call.product.rows(x), seed, call.keep)
         ctx.save_for_backward(weight, seed, *(tensor.detach() for tensor in saved))
         ctx.call, ctx.shape = call, x.shape
         return call.product.forward(x, weight, bias)
@@ -72,7 +72,7 @@ class Sketched(torch.autograd.Function):
         call, (to_x, to_weight, to_bias, *_) = ctx.call, ctx.needs_input_grad
         return (
             call.product.input_gradient(delta, weight, ctx.shape) if to_x else None,
-            _weight_gradient(call, delta, weight, seed, tuple(saved), ctx.shape) if to_weight else None,
+            _weight_gradient(call, delta, weight, seed, call.memory or tuple(saved), ctx.shape) if to_weight else None,
             call.product.bias_gradient(delta) if to_bias else None,
             None,
             None,
@@ -113,8 +113,8 @@ class OnlyOnce(torch.autograd.Function):
 class Stream(nn.Module):
     """Random numbers of one layer: a fresh seed for each call in training, none stored but the counter.
 
-    The counter is a buffer, so that training resumes bit for bit. State dicts without it load, and leave it as it is. Processes of
-    a distributed group draw different numbers.
+    The counter is a buffer, so that training resumes bit for bit. State dicts without it load, and leave it as it is. Processes
+    of a distributed group draw different numbers.
 
     Args:
         seed: equal seeds give equal numbers in layers of the same `stream`.
@@ -122,13 +122,14 @@ class Stream(nn.Module):
     Attributes:
         stream: number of the layer, which `sketch_layers` derives from its name.
         frozen: whether the counter stands still.
+        exact: whether the layer is to be as the plain one.
     """
 
     counter: Tensor
 
     def __init__(self, seed: int, device: Any = None) -> None:
         super().__init__()
-        self.seed, self.stream, self.frozen = seed, 0, False
+        self.seed, self.stream, self.frozen, self.exact = seed, 0, False, False
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64, device=device))
 
     def next(self) -> Tensor:
@@ -153,7 +154,7 @@ def _process() -> int:
 def frozen(model: nn.Module) -> Iterator[None]:
     """Within, each call of a layer draws the random numbers of its next training step, and none counts as a call.
 
-    For evaluations beside training, and for methods that evaluate one objective several times.
+    For methods that evaluate one objective several times, and tests.
     """
     streams = [module for module in model.modules() if isinstance(module, Stream) and not module.frozen]
     before = [stream.counter.clone() for stream in streams]
@@ -166,6 +167,19 @@ def frozen(model: nn.Module) -> Iterator[None]:
         for stream, counter in zip(streams, before, strict=True):
             stream.frozen = False
             stream.counter.copy_(counter)
+
+
+@contextmanager
+def exact(model: nn.Module) -> Iterator[None]:
+    """Within, each layer is as the plain one, and draws nothing: for evaluations beside training."""
+    streams = [module for module in model.modules() if isinstance(module, Stream) and not module.exact]
+    for stream in streams:
+        stream.exact = True
+    try:
+        yield
+    finally:
+        for stream in streams:
+            stream.exact = False
 
 
 def cast(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:

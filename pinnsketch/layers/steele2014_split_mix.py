@@ -1,6 +1,6 @@
 """Random numbers without state: the i-th is a hash of (seed, i), by the mixer of Steele, Lea & Flood (2014, SplitMix64).
 
-Seeds are tensors `()` of int64 on the device, so that they may change between replays of a CUDA graph, and nothing waits for them.
+Seeds are tensors `()` of int64 on the device: they may change between replays of a CUDA graph, and nothing waits for them.
 Integers, signs and uniform numbers are the same on every device; normal ones to the rounding of log and cos there.
 """
 
@@ -19,6 +19,8 @@ def signed(number: int) -> int:
 
 GOLDEN = signed(0x9E3779B97F4A7C15)
 FIRST, SECOND = signed(0xBF58476D1CE4E5B9), signed(0x94D049BB133111EB)
+SIGN, ONE = -(2**31), 0x3F800000
+"""The bit of a sign, and the other bits of 1.0, in single precision."""
 STEP = signed(0xD1342543DE82EF95)
 """What a seed grows by when its counter grows by one."""
 
@@ -52,17 +54,26 @@ def integers(seed: Tensor, count: int) -> Tensor:
 def signs(seed: Tensor, shape: tuple[int, ...], size: float, dtype: torch.dtype) -> Tensor:
     """`size` or `-size` with equal chance: 64 of them from one hash."""
     count = torch.Size(shape).numel()
-    octets = integers(seed, -(-count // 64)).view(torch.uint8)
-    powers = 1 << torch.arange(8, dtype=torch.uint8, device=seed.device)
-    ones = (octets[:, None] & powers).ne_(0).view(-1)[:count]
-    return ones.to(dtype).mul_(2 * size).sub_(size).view(shape)
+    words = integers(seed, -(-count // 64)).view(torch.int32)
+    ones = (words[:, None] << torch.arange(32, dtype=torch.int32, device=seed.device)).bitwise_and_(SIGN).bitwise_or_(ONE)
+    return ones.view(torch.float32).view(-1)[:count].view(shape).to(dtype).mul_(size)
 
 
 def uniform(seed: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """(k + 1/2) / 2^16 with k uniform on 0 .. 2^16 - 1: four of them from one hash."""
+    """(k + 1/2) / 2^16 with k uniform on 0 .. 2^16 - 1."""
+    return quarters(seed, shape).to(dtype).add_(2**15 + 0.5).mul_(2.0**-16)
+
+
+def quarters(seed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """k - 2^15 with k uniform on 0 .. 2^16 - 1, as int16: four of them from one hash."""
     count = torch.Size(shape).numel()
-    quarters = integers(seed, -(-count // 4)).view(torch.int16)[:count]
-    return quarters.to(dtype).add_(2**15 + 0.5).mul_(2.0**-16).view(shape)
+    return integers(seed, -(-count // 4)).view(torch.int16)[:count].view(shape)
+
+
+def round_at_random(level: Tensor, seed: Tensor, most: int) -> Tensor:
+    """Numbers in [0, most], each to a whole number beside it, so that the mean is the number; `level` is overwritten."""
+    level.add_(quarters(seed, tuple(level.shape)), alpha=2.0**-16).add_(0.5 + 2.0**-17)
+    return level.clamp_(0, most + 0.5).to(torch.uint8)
 
 
 def normal(seed: Tensor, shape: tuple[int, ...], size: float, dtype: torch.dtype) -> Tensor:
