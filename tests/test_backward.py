@@ -1,4 +1,4 @@
-"""The reverse pass of image networks: exact or right in the mean, on the layers it says, resumed exactly; step sizes that fall."""
+"""The reverse pass of image networks: exact or right in the mean, on the layers it says, resumed exactly; falling steps."""
 
 import json
 import math
