@@ -113,16 +113,24 @@ def train(job: Job, folder: Path | None) -> Job:
     return {**{key: metrics[key] for key in kept}, **memory, "curve": curve, "config": job}
 
 
-def train_all(todo: dict[str, Job], workers: int, folder: Path | None, runs: dict[str, Job], out: Path) -> None:
-    """Train in so many processes; each result is in the file as soon as it is there."""
-    spawn = multiprocessing.get_context("spawn")  # a CUDA context does not survive a fork
+def train_all(todo: dict[str, Job], workers: int, folder: Path | None, runs: dict[str, Job], out: Path) -> int:
+    """Train in so many processes; each result is in the file as soon as it is there. Returns how many failed."""
+    failed, spawn = 0, multiprocessing.get_context("spawn")  # a CUDA context does not survive a fork
     with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         waiting = {pool.submit(train, job, folder): name for name, job in todo.items()}
         for future in as_completed(waiting):
             name = waiting[future]
-            runs[name] = future.result()
+            try:
+                runs[name] = found = future.result()
+            except Exception as error:  # the others go on; what failed is tried again at the next call
+                failed += 1
+                print(f"{name}: FAILED: {type(error).__name__}: {error}", flush=True)
+                continue
             replace(out, json.dumps({"runs": runs}))
-            print(f"{len(runs)}: {name}: {100 * runs[name]['test_accuracy']:.2f} %, {runs[name]['seconds']:.1f} s", flush=True)
+            print(f"{len(runs)}: {name}: {100 * found['test_accuracy']:.2f} %, {found['seconds']:.1f} s", flush=True)
+            for note in found["warnings"]:
+                print(f"  {note}", flush=True)
+    return failed
 
 
 def accuracies(runs: dict[str, Job], name: str) -> list[float]:
@@ -264,19 +272,23 @@ def main() -> None:
     if not set(parts) <= set(PARTS):
         words.error(f"--parts: expected some of {', '.join(PARTS)}; got {given.parts}")
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    quick, everything = given.quick, list[str]()
+    quick, everything, failed = given.quick, list[str](), 0
     for part in parts:
         if quick and part == "cifar10":
             continue
         wanted = jobs(part, 1 if quick else given.seeds, given.epochs or (3 if quick else None), quick)
         everything += wanted
         todo = {name: job for name, job in wanted.items() if name not in runs}
-        train_all(todo, 1 if part == "time" else given.jobs, given.data, runs, given.out)
+        failed += train_all(todo, 1 if part == "time" else given.jobs, given.data, runs, given.out)
     left_out = ["MNIST and CIFAR-10: the bundled digits and a small network in their place"] if quick else []
+    if not runs:
+        words.exit(1, "Nothing was trained.\n")
     rows = summary({name: runs[name] for name in [*everything, *runs] if name in runs})
     if quick:  # what is trained is not what the goals are for
         rows = [dataclasses.replace(row, goal=None, met=None) for row in rows]
     write(given.out, rows, ("torch", "numpy", "pinnsketch"), left_out=left_out, runs=runs)
+    if failed:
+        words.exit(1, f"{failed} trainings failed: call again to try them again.\n")
 
 
 if __name__ == "__main__":

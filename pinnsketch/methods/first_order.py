@@ -33,8 +33,10 @@ class FirstOrder:
     def step(self, objective: Objective) -> Evaluation:
         evaluation = objective()
         if evaluation.finite:
-            gradients = [p.grad for p in self._parameters if p.grad is not None]
-            self._graphed(gradients) if objective.static else self._optimizer.step()
+            if objective.static:
+                self._graphed([p.grad for p in self._parameters if p.grad is not None])
+            else:
+                self._optimizer.step()
         return evaluation
 
     def scale(self, factor: float) -> None:
