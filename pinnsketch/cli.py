@@ -144,9 +144,9 @@ def compare(
     if not on_images and (methods, seeds, epochs) != (None, None, None):
         _leave("--methods, --seeds and --epochs are for configs that train on images.", WRONG_INPUT)
     if on_images:
-        _compare_backward(first, methods, seeds or 1, epochs, _target(first, out, overwrite), as_json)
+        _compare_backward(first, methods, seeds or 1, epochs, lambda: _target(first, out, overwrite), as_json)
     elif second is None:
-        _compare_monitor(first, _target(first, out, overwrite), as_json)
+        _compare_monitor(first, lambda: _target(first, out, overwrite), as_json)
     else:
         result = compare_folders(Path(first), second)
         _show(result, as_json, folders_table(result))
@@ -162,7 +162,7 @@ def _target(first: str, out: Path | None, overwrite: bool) -> Path:
     return target
 
 
-def _compare_monitor(config: str, target: Path, as_json: bool) -> None:
+def _compare_monitor(config: str, place: Callable[[], Path], as_json: bool) -> None:
     from pinnsketch.library import find_config, find_problem, load_problem
     from pinnsketch.record import plain
     from pinnsketch.report.tables import comparison_table
@@ -171,6 +171,7 @@ def _compare_monitor(config: str, target: Path, as_json: bool) -> None:
 
     settings, folder = find_config(config)
     comparison = Comparison(load_problem(find_problem(settings.problem, folder), settings.parameters), settings)
+    target = place()  # only now: what cannot be compared leaves no folder
     with interruptible() as asked, _Display(comparison.watched.total, quiet=as_json) as display:
         for steps in comparison:
             display.update(steps, comparison.watched)
@@ -185,7 +186,9 @@ def _compare_monitor(config: str, target: Path, as_json: bool) -> None:
         _leave("Training went non-finite in both runs.", NON_FINITE)
 
 
-def _compare_backward(config: str, methods: str | None, seeds: int, epochs: int | None, target: Path, as_json: bool) -> None:
+def _compare_backward(
+    config: str, methods: str | None, seeds: int, epochs: int | None, place: Callable[[], Path], as_json: bool
+) -> None:
     from pinnsketch.image_compare import METHODS, ImageComparison, write_comparison
     from pinnsketch.library import find_image_config
     from pinnsketch.record import plain
@@ -196,6 +199,7 @@ def _compare_backward(config: str, methods: str | None, seeds: int, epochs: int 
     settings = settings.lasting(epochs) if epochs else settings
     words = [word.strip() for word in methods.split(",")] if methods is not None else METHODS
     comparison = ImageComparison(settings, words, seeds)
+    target = place()
     with interruptible() as asked, _Display(comparison.total, quiet=as_json, measure="test error") as display:
         for run, step in comparison:
             display.update(comparison.done + step.index, run, step)

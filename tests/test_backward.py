@@ -480,3 +480,8 @@ def test_a_comparison_that_is_broken_off_has_what_was_finished():
             break
     result = comparison.result()
     assert {word: len(found["runs"]) for word, found in result["methods"].items()} == {"exact": 1, "frozen": 1}
+
+
+def test_what_cannot_be_compared_leaves_no_folder():
+    assert pinnsketch("compare", "d.yaml", "--methods", "exakt").code == 2
+    assert not Path("runs").exists()
