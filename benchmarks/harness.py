@@ -54,6 +54,13 @@ def turns(steps: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:
     return [times[1:] for times in took]
 
 
+def replace(out: Path, text: str) -> None:
+    """Put text in a file, whole or not at all."""
+    beside = out.with_name(f".{out.name}.part")
+    beside.write_text(text)
+    os.replace(beside, out)
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores, system, and GPU."""
     import torch
@@ -90,16 +97,12 @@ def write(out: Path, rows: list[Row], packages: tuple[str, ...], **more: Any) ->
         goal = "" if row.goal is None else f"   goal {row.goal}: {'met' if row.met else 'MISSED'}"
         print(f"{row.name:<{width}}  {value:>10} {row.unit}{goal}{f'   ({row.peer})' if row.peer else ''}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        json.dumps(
-            {
-                "machine": machine(),
-                "versions": versions(*packages),
-                "command": " ".join(["python", *sys.argv]),
-                "rows": [asdict(row) for row in rows],
-                **more,
-            },
-            indent=1,
-        )
-    )
+    found = {
+        "machine": machine(),
+        "versions": versions(*packages),
+        "command": " ".join(["python", *sys.argv]),
+        "rows": [asdict(row) for row in rows],
+        **more,
+    }
+    replace(out, json.dumps(found, indent=1))
     print(f"Written to {out}")

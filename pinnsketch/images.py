@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,9 +14,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pinnsketch.datasets import Images
-from pinnsketch.network import ACTIVATIONS as SMOOTH
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {**SMOOTH, "relu": torch.relu}
+
+class Sine(nn.Module):
+    """The sine of each number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh, "sin": Sine, "silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU,
+}  # fmt: skip
 """Those of PDE networks, and relu, which has no second derivative and would be of no use there."""
 INITS: dict[str, Callable[..., Tensor]] = {
     "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
@@ -116,12 +125,20 @@ def moments(x: Tensor) -> tuple[list[float], list[float]]:
     return means, stds
 
 
+KINDS: dict[str, tuple[int, ...]] = {"mlp": (), "conv": (32, 64, 128)}
+"""Networks, each with the channels of its convolutions, two for each number."""
+
+
 class ImageNetwork(nn.Module):
-    """A fully connected classifier: `depth` hidden layers of `width`, and one score for each class.
+    """A classifier: convolutions if it has any, `depth` hidden layers of `width`, and one score for each class.
+
+    For each number of `channels` there are two convolutions of 3 x 3, each with its activation, then the mean of each 2 x 2.
 
     Args:
         shape: of an image, `(C, H, W)`.
         classes: how many.
+        kind: a name in KINDS.
+        channels: of the convolutions; None: those in KINDS.
         width, depth: units of a hidden layer, and number of these.
         activation: a name in ACTIVATIONS.
         init: how weights are drawn, a name in INITS.
@@ -130,14 +147,24 @@ class ImageNetwork(nn.Module):
         generator: draws the weights; equal generators give equal networks.
         dtype: of all parameters.
 
+    Attributes:
+        layers: convolutions and linear layers, the last of which is the output; all others are hidden.
+        activations: one for each hidden layer.
+        widest: units of the widest hidden layer.
+
     Maps images `(N, C, H, W)` to scores `(N, classes)`, whose softmax is the probability of each class.
+
+    Raises:
+        ValueError: if an image is too small to be halved as often.
     """
 
     def __init__(
         self,
-        shape: tuple[int, ...],
+        shape: Sequence[int],
         classes: int,
         *,
+        kind: str = "mlp",
+        channels: Sequence[int] | None = None,
         width: int = 128,
         depth: int = 2,
         activation: str = "relu",
@@ -148,18 +175,55 @@ class ImageNetwork(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self._activation = ACTIVATIONS[activation]
-        sizes = [int(np.prod(shape)), *[width] * depth, classes]
+        channels = KINDS[kind] if channels is None else channels
+        count, *size = shape
+        small = [side >> len(channels) for side in size]
+        if not all(small):
+            raise ValueError(f"network.channels: expected at most {min(size).bit_length() - 1} numbers, since each halves an "
+                             f"image of {size[0]} x {size[1]}; got {len(channels)}")  # fmt: skip
+        convolutions = list(pairwise([count, *(c for c in channels for _ in range(2))]))
+        inputs = convolutions[-1][1] if convolutions else count
+        sizes = [inputs * int(np.prod(small)), *[width] * depth, classes]
         # skip_init leaves the global random numbers alone
-        layers: list[nn.Linear] = [nn.utils.skip_init(nn.Linear, a, b, dtype=dtype) for a, b in pairwise(sizes)]
+        layers: list[nn.Conv2d | nn.Linear] = [
+            *(nn.utils.skip_init(nn.Conv2d, a, b, 3, padding=1, dtype=dtype) for a, b in convolutions),
+            *(nn.utils.skip_init(nn.Linear, a, b, dtype=dtype) for a, b in pairwise(sizes)),
+        ]
         with torch.no_grad():
             for layer in layers:
                 INITS[init](layer.weight, generator=generator).mul_(gain)
-                layer.bias.fill_(0.0 if layer is layers[-1] else bias)
+                cast(Tensor, layer.bias).fill_(0.0 if layer is layers[-1] else bias)
+        self._convolutions = len(convolutions)
+        self.widest = max([width, *(c * int(np.prod(size)) // 4 ** (i // 2) for i, (_, c) in enumerate(convolutions))])
         self.layers = nn.ModuleList(layers)
+        self.activations = nn.ModuleList(ACTIVATIONS[activation]() for _ in layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.flatten(1)
-        for layer in self.layers[:-1]:
-            y = self._activation(layer(y))
-        return self.layers[-1](y)
+        return self.layers[-1](self.hidden(x, range(len(self.activations))).flatten(1))
+
+    def hidden(self, y: Tensor, which: Iterable[int]) -> Tensor:
+        """What some hidden layers, one after another, make of the output of the one before them, or of images."""
+        for i in which:
+            y = y if i < self._convolutions else y.flatten(1)
+            y = self.activations[i](self.layers[i](y))
+            y = y if self.shares_output(i) else halved(y)
+        return y
+
+    def inputs(self, x: Tensor, measure: Callable[[Callable[[], Any]], int]) -> dict[str, int]:
+        """What each hidden layer alone, without its activation, keeps of its input for images x, as measured by a function."""
+        found = {}
+        for i, layer in enumerate(self.layers[:-1]):
+            found[f"layers.{i}"] = measure(partial(layer, x if i < self._convolutions else x.flatten(1)))
+            with torch.no_grad():
+                x = self.hidden(x, [i])
+        return found
+
+    def shares_output(self, i: int) -> bool:
+        """Whether the output of an activation is the next layer's input, and not halved before."""
+        return i >= self._convolutions or i % 2 == 0
+
+
+def halved(y: Tensor) -> Tensor:
+    """The mean of each 2 x 2 of `(N, C, H, W)`, without a last odd row or column: its reverse pass needs no numbers kept."""
+    h, w = (side // 2 for side in y.shape[-2:])
+    return y[..., : 2 * h, : 2 * w].unflatten(-1, (w, 2)).unflatten(-3, (h, 2)).mean((-3, -1))

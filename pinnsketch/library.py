@@ -58,6 +58,19 @@ def find_image_config(word: str) -> ImageConfig:
     return read_image_config(_config_file(word, "image configs"))
 
 
+def trains_on_images(word: str) -> bool:
+    """Whether a word on the command line means a configuration for training on images.
+
+    Raises:
+        ConfigError: if there is nothing of that name.
+    """
+    path = Path(word)
+    if path.is_file() and path.suffix == ".py":
+        return False
+    data = read_yaml(_config_file(word, "configs"), "problem: NAME")
+    return "data" in data and "problem" not in data
+
+
 def _config_file(word: str, kind: str) -> Path:
     """The YAML file of that path, or the shipped one of that name, of whatever kind; `kind`: what a message lists."""
     path, known = Path(word), {name for each in ("configs", "image configs") for name in names(each)}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pinnsketch import checkpoint
+from pinnsketch.health import Health
 from pinnsketch.solution import Solution
 
 LEFT = (
@@ -40,11 +41,16 @@ def write_results(folder: Path, solution: Solution) -> None:
     """metrics.json, history.json, health.json, model.pt and the figures: the numbers first, in case the disk fills up."""
     from pinnsketch.report.figures import write_figures  # matplotlib takes a while to load
 
-    checkpoint.write_text(folder / "metrics.json", json.dumps(plain(solution.metrics), indent=1))
-    checkpoint.write_text(folder / "health.json", json.dumps(plain(solution.health.state_dict()["findings"]), indent=1))
-    checkpoint.write_text(folder / "history.json", json.dumps(plain(solution.history)))
+    write_numbers(folder, solution.metrics, solution.health, solution.history)
     solution.save(folder / "model.pt")
     write_figures(solution, folder)
+
+
+def write_numbers(folder: Path, metrics: dict[str, Any], health: Health, history: list[dict[str, Any]]) -> None:
+    """metrics.json, health.json and history.json of a run, whatever it trained on."""
+    checkpoint.write_text(folder / "metrics.json", json.dumps(plain(metrics), indent=1))
+    checkpoint.write_text(folder / "health.json", json.dumps(plain(health.state_dict()["findings"]), indent=1))
+    checkpoint.write_text(folder / "history.json", json.dumps(plain(history)))
 
 
 def plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import cos, pi
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -38,13 +39,25 @@ class Task(Protocol):
         ...
 
 
+DECAYS: dict[str, Callable[[float], float]] = {
+    "none": lambda share: 1.0,
+    "cosine": lambda share: (1 + cos(pi * share)) / 2,
+    "linear": lambda share: 1 - share,
+}
+"""How the step size falls: its factor where a share of the steps of the stage is done.
+
+The cosine is that of Loshchilov & Hutter (2017), equation 5, without restarts.
+"""
+
+
 @dataclass(frozen=True)
 class Stage:
-    """A method, how many steps it takes, and its options."""
+    """A method, how many steps it takes, its options, and how its step size falls over these steps, a name in `DECAYS`."""
 
     method: str = "adam"
     steps: int = 1000
     options: Mapping[str, Any] = field(default_factory=dict)
+    decay: str = "none"
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,8 @@ def train(
                 batch = task.batch(draw)
                 objective = Objective(parameters, partial(gradient, batch), tuple(task.weights), model, task, batch)
                 objective.fresh = fresh
+            if stage.decay != "none":
+                method.scale(DECAYS[stage.decay](done / stage.steps))
             at = method.step(objective)
             index, done = index + 1, done + 1
 

@@ -19,7 +19,7 @@ from pinnsketch.compiled import holding, shape_of, tensors_of
 from pinnsketch.config import ConfigError, make_config
 from pinnsketch.gradient import PAYS, Gradient
 from pinnsketch.library import load_problem, shipped
-from pinnsketch.methods import Adam, Objective
+from pinnsketch.methods import SGD, Adam, Objective
 from pinnsketch.network import MLP
 from pinnsketch.problem import ProblemError
 from pinnsketch.run import Run
@@ -324,17 +324,18 @@ def test_captured_it_trains_bit_for_bit_as_launched_one_by_one():
 
 
 @needs_gpu
-def test_a_learning_rate_that_changes_after_the_capture_takes_effect():
+@pytest.mark.parametrize("kind", [Adam, SGD, partial(SGD, momentum=0.9)])
+def test_a_learning_rate_that_changes_after_the_capture_takes_effect(kind):
     trial, task = made(POISSON, device="cuda")
     gradient, parameters = Gradient(trial, task, compile="auto"), list(trial.parameters())
-    method, objective = Adam(parameters, lr=0.01), Objective(parameters, partial(gradient, task.batch()), tuple(task.weights))
+    method, objective = kind(parameters, lr=0.01), Objective(parameters, partial(gradient, task.batch()), tuple(task.weights))
     for _ in range(5):
         method.step(objective)
     start = deepcopy(trial)
     method.step(objective)
-    assert method._graphed._graph is not None
+    assert method._inside._graphed._graph is not None
     assert not same(trial, start)
-    method._adam.param_groups[0]["lr"].mul_(0.0)
+    method.scale(0.0)
     before = deepcopy(trial)
     method.step(objective)
     assert same(trial, before)

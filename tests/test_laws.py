@@ -19,17 +19,20 @@ PROBLEMS = sorted((ROOT / "problems").glob("*.py"))
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "problem" in read_yaml(path, "problem: NAME")]
 TIERS = [
     {"sketch", "derivatives", "jets", "geometry", "graphed"},
-    {"field", "points", "network", "gauges"},
+    {"field", "points", "network", "gauges", "layers"},
     {"problem", "monitor", "methods", "compiled"},
     {"trial", "gradient", "blocks"},
     {"collocation", "health", "train", "checkpoint"},
+    {"downloads"},
     {"datasets", "images"},
+    {"backward"},
     {"config", "image_config"},
     {"library", "solution", "watch", "blackbox"},
     {"origin"},
     {"report", "check", "record"},
     {"workplace"},
-    {"run", "solve", "image_run", "replay"},
+    {"course"},
+    {"run", "solve", "image_run", "image_compare", "replay"},
     {"cli"},
     {"__main__", "__init__", "templates"},
 ]

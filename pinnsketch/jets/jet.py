@@ -227,8 +227,9 @@ def elementwise(derivatives: Family) -> Callable[..., Jet]:
     return rule
 
 
-def linear(x: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
-    y = x.like(functional.linear(x.value, weight, bias), functional.linear(x.parts, weight))
+def linear(x: Jet, weight: Tensor, bias: Tensor | None = None, product: Callable[..., Tensor] = functional.linear) -> Jet:
+    """x W^T + b: one matrix product for the value, one for all streams."""
+    y = x.like(product(x.value, weight, bias), product(x.parts, weight))
     if x.uses is not None:
         x.uses.append(Use(weight, bias, x, y))
     return y

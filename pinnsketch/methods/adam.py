@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from pinnsketch.graphed import Graphed
+from pinnsketch.methods.first_order import FirstOrder
 from pinnsketch.methods.method import Evaluation, Objective
 
 
@@ -18,21 +19,19 @@ class Adam:
     stalled = None
 
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        device = parameters[0].device
-        on_gpu = device.type == "cuda"
-        # A tensor may change after a capture, as the step number does; the fused kernel takes it in single precision.
-        size = torch.tensor(lr, dtype=torch.float32, device=device) if on_gpu else lr
-        self._adam = torch.optim.Adam(parameters, lr=size, betas=betas, fused=True, capturable=on_gpu)
-        self._graphed = Graphed(self._adam.step)
+        on_gpu = parameters[0].device.type == "cuda"
+        adam = partial(torch.optim.Adam, parameters, betas=betas, fused=True, capturable=on_gpu)
+        self._inside = FirstOrder(adam, parameters, lr)
 
     def step(self, objective: Objective) -> Evaluation:
-        evaluation = objective()
-        if evaluation.finite:
-            self._graphed() if objective.static else self._adam.step()
-        return evaluation
+        return self._inside.step(objective)
+
+    def scale(self, factor: float) -> None:
+        """Let the step size be `factor` times `lr`."""
+        self._inside.scale(factor)
 
     def state_dict(self) -> dict[str, Any]:
-        return self._adam.state_dict()
+        return self._inside.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._adam.load_state_dict(state)
+        self._inside.load_state_dict(state)

@@ -44,6 +44,9 @@ class LBFGS:
         self._here: Trial | None = None
         self._stalled = False
 
+    def scale(self, factor: float) -> None:
+        raise ValueError("lbfgs finds the length of each step by a line search: there is no step size that could decay.")
+
     @property
     def stalled(self) -> str | None:
         return "no step along the gradient lowers the loss: it is as small as the precision allows" if self._stalled else None

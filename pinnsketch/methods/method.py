@@ -91,6 +91,14 @@ class Method(Protocol):
         """
         ...
 
+    def scale(self, factor: float) -> None:
+        """Let the step size be `factor` times what the options say.
+
+        Raises:
+            ValueError: if the method has none.
+        """
+        ...
+
     @property
     def stalled(self) -> str | None:
         """Why no further step can help, or None."""

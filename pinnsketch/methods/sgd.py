@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from pinnsketch.graphed import Graphed
+from pinnsketch.methods.first_order import FirstOrder
 from pinnsketch.methods.method import Evaluation, Objective
 
 
@@ -18,17 +19,17 @@ class SGD:
     stalled = None
 
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float = 1e-2, momentum: float = 0.0) -> None:
-        self._sgd = torch.optim.SGD(parameters, lr=lr, momentum=momentum, fused=True)
-        self._graphed = Graphed(self._sgd.step)
+        self._inside = FirstOrder(partial(torch.optim.SGD, parameters, momentum=momentum, fused=True), parameters, lr)
 
     def step(self, objective: Objective) -> Evaluation:
-        evaluation = objective()
-        if evaluation.finite:
-            self._graphed() if objective.static else self._sgd.step()
-        return evaluation
+        return self._inside.step(objective)
+
+    def scale(self, factor: float) -> None:
+        """Let the step size be `factor` times `lr`."""
+        self._inside.scale(factor)
 
     def state_dict(self) -> dict[str, Any]:
-        return self._sgd.state_dict()
+        return self._inside.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sgd.load_state_dict(state)
+        self._inside.load_state_dict(state)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -49,6 +50,24 @@ def training_figure(history: list[dict[str, Any]]) -> Figure | None:
         shades = ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, count), ListedColormap(_shades(count)))
         bar = figure.colorbar(shades, ax=panels, label="layer (lower panels)", ticks=range(1, count + 1))
         bar.minorticks_off()
+    return figure
+
+
+def frontier_figure(result: Mapping[str, Any]) -> Figure:
+    """Accuracy against what a step keeps for its reverse pass, with the span over the seeds; the control as a line."""
+    methods = dict(result["methods"])
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    axes, control = figure.subplots(), methods.pop("frozen", None)
+    for (word, found), mark in zip(methods.items(), cycle("osD^v<>P*X"), strict=False):
+        accuracy, (low, high) = found["test_accuracy"], found["spread"]
+        span = [[100 * (accuracy - low)], [100 * (high - accuracy)]]
+        axes.errorbar([found["saved"] / 1000], [100 * accuracy], yerr=span, fmt=mark, capsize=3, label=word, alpha=0.8)
+    if control:
+        axes.axhline(100 * control["test_accuracy"], color="0.5", ls="--", label="hidden layers frozen")
+    axes.set(xlabel="kept by a step for its reverse pass (kB)", ylabel="test accuracy (%)")
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     return figure
 
 

@@ -47,6 +47,35 @@ def image_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+def backward_table(result: Mapping[str, Any]) -> Table:
+    """Image training with its reverse pass by several methods: accuracy, memory of one step, time."""
+    table = Table("reverse pass", "test accuracy", "kept", "of exact", "inputs", "peak", "s/epoch")
+    table.columns[0].no_wrap = True
+    for word, found in result["methods"].items():
+        low, high = (100 * end for end in found["spread"])
+        ill = "" if found["outcomes"] == ["trained"] else f" ({', '.join(found['outcomes'])})"
+        span = f" ({low:.2f} to {high:.2f})" if len(found["runs"]) > 1 else ""
+        table.add_row(
+            word + ill,
+            f"{100 * found['test_accuracy']:.2f} %{span}",
+            kilobytes(found["saved"]),
+            "-" if found["share"] is None else f"{100 * found['share']:.3g} %",
+            kilobytes(found["inputs"]),
+            kilobytes(found["peak"]),
+            number(found["seconds_per_epoch"]),
+        )
+    table.caption = (
+        "kept: by a step, all that autograd keeps of a forward pass, measured; inputs: what hidden layers keep of "
+        "their inputs; peak: the most that a GPU holds while it computes a gradient; frozen: hidden layers that do not train."
+    )
+    return table
+
+
+def kilobytes(count: int | None) -> str:
+    """Bytes in kB, or a dash."""
+    return "-" if count is None else f"{count / 1000:,.0f} kB"
+
+
 def check_table(checks: Sequence[TermCheck]) -> Table:
     """Each term: where it holds, what it reads, and what the exact solution leaves of it."""
     table = Table("term", "on", "points", "reads", "streams", "MB", "residual", "verdict")

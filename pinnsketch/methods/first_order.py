@@ -1,0 +1,57 @@
+"""What methods with a step size share: an optimizer of torch, whose step is replayed on a GPU and whose size may change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from pinnsketch.graphed import Graphed
+from pinnsketch.methods.method import Evaluation, Objective
+
+
+class FirstOrder:
+    """An optimizer of torch as the inside of a method.
+
+    Args:
+        make: makes the optimizer of its step size: on a GPU a tensor there, which may change after a capture.
+        parameters: what trains.
+        lr: the step size at first.
+    """
+
+    def __init__(self, make: Callable[[Any], Optimizer], parameters: Sequence[nn.Parameter], lr: float) -> None:
+        device = parameters[0].device
+        # The fused kernels take the size in single precision.
+        self._size = torch.tensor(lr, dtype=torch.float32, device=device) if device.type == "cuda" else lr
+        self._parameters = list(parameters)
+        self._lr, self._optimizer = lr, make(self._size)
+        self._graphed = Graphed(self._optimizer.step)
+
+    def step(self, objective: Objective) -> Evaluation:
+        evaluation = objective()
+        if evaluation.finite:
+            if objective.static:
+                self._graphed([p.grad for p in self._parameters if p.grad is not None])
+            else:
+                self._optimizer.step()
+        return evaluation
+
+    def scale(self, factor: float) -> None:
+        """Let the step size be `factor` times what it was at first."""
+        for group in self._optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(self._lr * factor)
+            else:
+                group["lr"] = self._lr * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state)
+        for group in self._optimizer.param_groups:  # the state may come from another device, where the size is kept otherwise
+            size = float(group["lr"])
+            group["lr"] = self._size.fill_(size) if isinstance(self._size, torch.Tensor) else size
