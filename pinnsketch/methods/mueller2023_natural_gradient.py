@@ -29,10 +29,10 @@ class NaturalGradient:
     """Natural gradient with `damping` lambda over the mean of K's diagonal; `acceleration` bends the path."""
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], damping: float = 1e-14, acceleration: bool = True, halvings: int = 30, refine: int = 0
+        self, parameters: Sequence[nn.Parameter], damping: float = 1e-14, acceleration: bool = True, halvings: int = 30, refine: int = 0, kappa: float = 0.0
     ) -> None:
         self._parameters, self._damping, self._acceleration, self._halvings = list(parameters), damping, acceleration, halvings
-        self._refine = refine
+        self._refine, self._kappa = refine, kappa
         self._length = 1.0
         self._stalled = False
 
@@ -46,7 +46,7 @@ class NaturalGradient:
         start = torch.cat([p.detach().reshape(-1) for p in self._parameters])
         loss = float(r.square().sum())
         self._scatter(2 * jacobian.transposed(r))
-        solve = self._solver(jacobian)
+        solve = self._solver(jacobian, loss)
         p = solve(r)
 
         def residuals(x: Tensor) -> Tensor:
@@ -82,10 +82,10 @@ class NaturalGradient:
         self._length = length
         return length, best
 
-    def _solver(self, jacobian: Jacobian) -> Any:
+    def _solver(self, jacobian: Jacobian, loss: float) -> Any:
         k = jacobian.gram()
         scale = float(k.diagonal().sum())
-        damping = self._damping
+        damping = self._damping + self._kappa * loss / scale
         while True:
             factor, info = torch.linalg.cholesky_ex(k + damping * scale * torch.eye(len(k), dtype=k.dtype, device=k.device))
             if not int(info):
