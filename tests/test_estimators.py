@@ -118,14 +118,16 @@ def test_packed_numbers_come_out_as_they_went_in(bits):
 
 @pytest.mark.parametrize("n", [1, 5, 127, 128, 129, 130, 257, 1000, 4096, 4099])
 @pytest.mark.parametrize("keep", [0.01, 0.0625, 0.25, 0.9])
-def test_parts_hold_every_row_once_and_keep_no_more_than_the_share(n, keep):
-    found = parts(n, keep)
+@pytest.mark.parametrize("width", [2, 50, 512, 10**6])
+def test_parts_hold_every_row_once_and_keep_no_more_than_the_share(n, keep, width):
+    found = parts(n, keep, width)
     assert [p.start for p in found] == [sum(q.count * q.size for q in found[:i]) for i in range(len(found))]
     assert sum(p.count * p.size for p in found) == n
     assert all(p.size <= max(GROUP, math.ceil(4 / keep)) for p in found)
     assert len(found) <= 2
     for p in found:
         assert p.kept == max(1, math.floor(keep * p.size + 1e-9))
+        assert p.kept <= max(8, width / 8) + 1
 
 
 def draws(name, x, delta, keep, count):
@@ -153,7 +155,7 @@ def test_the_mean_of_ten_thousand_draws_is_the_gradient_and_their_variance_the_f
 
 @unbiased
 def test_variances_of_groups_add_up(name):
-    x, delta = rows(263, 6, 3)  # groups of 88, 88 and 87
+    x, delta = rows(263, 6, 3)  # groups of 30, and one of 23
     _, squares, formula = draws(name, x, delta, 0.25, 1500)
     assert squares == pytest.approx(formula, rel=0.08)
 
@@ -173,11 +175,11 @@ def test_bytes_kept_are_within_the_share(name, n, dtype, keep):
     assert sum(t.nbytes for t in saved) >= 0.35 * keep * x.nbytes
 
 
-def dense(projection, n, keep):
+def dense(projection, n, keep, width):
     """The whole S, block by block."""
-    whole = torch.zeros(sum(p.count * p.kept for p in parts(n, keep)), n, dtype=F64)
+    whole = torch.zeros(sum(p.count * p.kept for p in parts(n, keep, width)), n, dtype=F64)
     row = 0
-    for part, s in projection.matrices(seed(1), n, keep, F64):
+    for part, s in projection.matrices(seed(1), n, keep, width, F64):
         for k in range(part.count):
             at = part.start + k * part.size
             whole[row : row + part.kept, at : at + part.size] = s[k]
@@ -189,7 +191,7 @@ def dense(projection, n, keep):
 @pytest.mark.parametrize("n", [20, 263])
 def test_a_projection_keeps_s_times_x_with_s_block_diagonal(name, n):
     x, delta = rows(n, 5, 3)
-    s, estimate = dense(ESTIMATORS[name], n, 0.25), ESTIMATORS[name]
+    s, estimate = dense(ESTIMATORS[name], n, 0.25, 5), ESTIMATORS[name]
     saved = estimate.save(x, seed(1), 0.25)
     torch.testing.assert_close(saved[0], s @ x)
     left, right = estimate.factors(delta, saved, seed(1), 0.25)
@@ -226,7 +228,7 @@ def test_a_projection_mispaired_has_mean_zero_and_about_the_variance():
     total, squares = torch.zeros(4, 5, dtype=F64), 0.0
     for i in range(6000):
         left, right = estimate.factors(delta, estimate.save(x, seed(i), 0.25), seed(i), 0.25)
-        found = estimate.mispaired(left, 24, 0.25).T @ right
+        found = estimate.mispaired(left, 24, 0.25, 5).T @ right
         total, squares = total + found, squares + float(found.square().sum())
     d, a = (t - t.mean(0) for t in (delta, x))
     leading = float(d.square().sum() * a.square().sum()) / 5
