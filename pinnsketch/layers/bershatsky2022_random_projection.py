@@ -39,9 +39,9 @@ class Projection:
     fourth: float = 2.0
     unbiased = True
 
-    def matrices(self, seed: Tensor, rows: int, keep: float, dtype: torch.dtype) -> list[tuple[Part, Tensor]]:
+    def matrices(self, seed: Tensor, rows: int, keep: float, width: int, dtype: torch.dtype) -> list[tuple[Part, Tensor]]:
         """The parts of the rows, each with its S `(count, kept, size)`."""
-        found = parts(rows, keep)
+        found = parts(rows, keep, width)
         return [(part, self._matrix(seed + i * STEP // 3, part, dtype)) for i, part in enumerate(found)]
 
     def _matrix(self, seed: Tensor, part: Part, dtype: torch.dtype) -> Tensor:
@@ -58,24 +58,24 @@ class Projection:
         return part.kept - (self.mean and part.kept > 1)
 
     def save(self, x: Tensor, seed: Tensor, keep: float) -> tuple[Tensor, ...]:
-        return (self._project(x, seed, keep),)
+        return (self._project(x, seed, keep, x.shape[1]),)
 
     def factors(self, delta: Tensor, saved: tuple[Tensor, ...], seed: Tensor, keep: float) -> tuple[Tensor, Tensor]:
-        return self._project(delta, seed, keep), saved[0]
+        return self._project(delta, seed, keep, saved[0].shape[1]), saved[0]
 
-    def _project(self, x: Tensor, seed: Tensor, keep: float) -> Tensor:
-        pieces = [s @ part.of(x) for part, s in self.matrices(seed, len(x), keep, x.dtype)]
+    def _project(self, x: Tensor, seed: Tensor, keep: float, width: int) -> Tensor:
+        pieces = [s @ part.of(x) for part, s in self.matrices(seed, len(x), keep, width, x.dtype)]
         flat = [piece.flatten(0, 1) for piece in pieces]
         return flat[0] if len(flat) == 1 else torch.cat(flat)
 
-    def mispaired(self, left: Tensor, rows: int, keep: float) -> Tensor:
+    def mispaired(self, left: Tensor, rows: int, keep: float, width: int) -> Tensor:
         """The left factor with each random row in the place of another, and no means: L'^T R has mean zero.
 
         Rows of S are independent, so that E |L'^T R|^2 = |delta|^2 |A|^2 / q without the means, which is the variance but for
         its smaller terms, whatever the product.
         """
         found, start = [], 0
-        for part in parts(rows, keep):
+        for part in parts(rows, keep, width):
             stop, q = start + part.count * part.kept, self.random(part)
             here = left[start:stop].view(part.count, part.kept, -1)
             other = here[:, :q].roll(1, 1 if q > 1 else 0)
@@ -85,7 +85,7 @@ class Projection:
 
     def variance(self, delta: Tensor, x: Tensor, keep: float, seed: Tensor) -> Tensor:
         total = x.new_zeros(())
-        for part in parts(len(x), keep):
+        for part in parts(len(x), keep, x.shape[1]):
             d, a, q = part.of(delta), part.of(x), self.random(part)
             if q < part.kept:
                 d, a = d - d.mean(1, keepdim=True), a - a.mean(1, keepdim=True)

@@ -19,18 +19,18 @@ class Rows:
     unbiased = True
 
     def save(self, x: Tensor, seed: Tensor, keep: float) -> tuple[Tensor, ...]:
-        return (torch.cat([_chosen(x, part, seed + i * STEP // 3) for i, part in enumerate(parts(len(x), keep))]),)
+        return (torch.cat([_chosen(x, part, seed + i * STEP // 3) for i, part in enumerate(parts(len(x), keep, x.shape[1]))]),)
 
     def factors(self, delta: Tensor, saved: tuple[Tensor, ...], seed: Tensor, keep: float) -> tuple[Tensor, Tensor]:
         found = [
             _chosen(delta, part, seed + i * STEP // 3) * (part.size / part.kept)
-            for i, part in enumerate(parts(len(delta), keep))
+            for i, part in enumerate(parts(len(delta), keep, saved[0].shape[1]))
         ]
         return torch.cat(found), saved[0]
 
     def variance(self, delta: Tensor, x: Tensor, keep: float, seed: Tensor) -> Tensor:
         total = x.new_zeros(())
-        for part in parts(len(x), keep):
+        for part in parts(len(x), keep, x.shape[1]):
             d, a, n = part.of(delta), part.of(x), part.size
             squares = (d.square().sum(2) * a.square().sum(2)).sum(1) - (d.mT @ a).square().sum((1, 2)) / n
             total = total + (n * (n - part.kept) / part.kept * squares / max(n - 1, 1)).sum()

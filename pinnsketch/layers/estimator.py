@@ -58,9 +58,14 @@ class Part:
         return x[self.start : self.start + self.count * self.size].reshape(self.count, self.size, -1)
 
 
-def parts(rows: int, keep: float) -> list[Part]:
-    """All rows in groups of at most `GROUP`, of one size if that can be more than half of it, else with a smaller last one."""
-    least = -(-rows // max(GROUP, ceil(FEWEST / keep)))
+def parts(rows: int, keep: float, width: int) -> list[Part]:
+    """All rows in groups of one size, or, where that would leave them much smaller than they may be, with a smaller last one.
+
+    A group of narrow rows keeps about width / 8 of them, and at least 8: the random numbers and products of a sketch, as
+    many for each row as its group keeps, then stay below those of the layer itself. Variances hardly depend on the size.
+    """
+    most = max(min(GROUP, ceil(max(width / 8, 8) / keep)), ceil(FEWEST / keep))
+    least = -(-rows // most)
     count = next((k for k in range(least, min(2 * least, rows) + 1) if rows % k == 0), least)
     size = -(-rows // count)
     whole, rest = divmod(rows, size)

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from pinnsketch.layers.bershatsky2022_random_projection import spread
-from pinnsketch.layers.estimator import Part, parts
+from pinnsketch.layers.estimator import GROUP, Part, parts
 from pinnsketch.layers.steele2014_split_mix import STEP, signs
 
+WIDE = 8 * GROUP
+"""Groups are as large as they may be: a basis of many rows costs no more of the share than that of few."""
 SHARE = 0.5
 """Of the numbers kept, what goes to the directions."""
 
@@ -27,7 +29,7 @@ class LowRank:
 
     def save(self, x: Tensor, seed: Tensor, keep: float) -> tuple[Tensor, ...]:
         found: list[list[Tensor]] = [[], []]
-        for i, part in enumerate(parts(len(x), keep)):
+        for i, part in enumerate(parts(len(x), keep, WIDE)):
             a = part.of(x)
             u, s = self._maps(a, part, keep, seed + i * STEP // 3)
             low = u.mT @ a
@@ -38,7 +40,7 @@ class LowRank:
     def factors(self, delta: Tensor, saved: tuple[Tensor, ...], seed: Tensor, keep: float) -> tuple[Tensor, Tensor]:
         bases, right = saved
         found, start = [], 0
-        for i, part in enumerate(parts(len(delta), keep)):
+        for i, part in enumerate(parts(len(delta), keep, WIDE)):
             d = part.of(delta)
             r, q = _sizes(part, right.shape[1], keep)
             u = bases[start : start + part.count * part.size * r].view(part.count, part.size, r)
@@ -49,7 +51,7 @@ class LowRank:
 
     def variance(self, delta: Tensor, x: Tensor, keep: float, seed: Tensor) -> Tensor:
         total = x.new_zeros(())
-        for i, part in enumerate(parts(len(x), keep)):
+        for i, part in enumerate(parts(len(x), keep, WIDE)):
             d, a = part.of(delta), part.of(x)
             u, s = self._maps(a, part, keep, seed + i * STEP // 3)
             total = total + (spread(d, a - u @ (u.mT @ a), 2.0) / s.shape[1]).sum()

@@ -85,7 +85,7 @@ def _weight_gradient(call: Call, delta: Tensor, weight: Tensor, seed: Tensor, sa
         left, right = call.estimator.factors(rows, saved, seed, call.keep)
         found = call.product.weight_gradient(left, right, delta.shape, shape, weight)
         if call.note is not None:
-            other = call.estimator.mispaired(left, len(rows), call.keep)  # type: ignore[attr-defined]
+            other = call.estimator.mispaired(left, len(rows), call.keep, right.shape[1])  # type: ignore[attr-defined]
             call.note(found, call.product.weight_gradient(other, right, delta.shape, shape, weight))
     return only_once(found, TWICE)
 
