@@ -4,8 +4,8 @@ Networks: an MLP 784-4x512-10 with tanh, batches of 128 and 4,096; a convolution
 transformer of two blocks, 64 sequences of 64 tokens; on a GPU, ResNet-50 on 224 x 224 images, batch 64. Each is trained by Adam
 on drawn data: as it is (`exact`), with sketched layers (two shares with packed activations, and one without), with inputs
 rounded to 4 bits, and checkpointed (torch.utils.checkpoint, every two blocks), in turns on one machine. The ratio of times is
-the median over rounds of that to `exact`. Peak memory is what one step has in use at most beyond what is there before it: on a GPU
-from the allocator, on a CPU from the profiler's record of allocations. It includes the gradients.
+the median over rounds of that to `exact`. Peak memory is what one step has in use at most beyond what is there before it, its
+gradients included: on a GPU from the allocator, on a CPU from the profiler's record of allocations.
 
 PINN: Poisson, 4 x 50 tanh, Taylor mode, Adam: error and bytes kept with sketched layers beside exact ones, same points, same
 steps.

@@ -140,8 +140,9 @@ def draws(name, x, delta, keep, count):
         left, right = estimate.factors(delta, estimate.save(x, s, keep), s, keep)
         found = left.T @ right
         total, squares = total + found, squares + float((found - exact).square().sum())
-        formula += float(estimate.variance(delta, x, keep, s) if once is None else once)
-    return total, squares / count, formula / count
+        if once is None and i % 10 == 0:
+            formula += 10 * float(estimate.variance(delta, x, keep, s))
+    return total, squares / count, formula / count if once is None else float(once)
 
 
 @unbiased
@@ -156,7 +157,7 @@ def test_the_mean_of_ten_thousand_draws_is_the_gradient_and_their_variance_the_f
 @unbiased
 def test_variances_of_groups_add_up(name):
     x, delta = rows(263, 6, 3)  # groups of 30, and one of 23
-    _, squares, formula = draws(name, x, delta, 0.25, 1500)
+    _, squares, formula = draws(name, x, delta, 0.25, 1000)
     assert squares == pytest.approx(formula, rel=0.08)
 
 
@@ -226,14 +227,14 @@ def test_a_projection_mispaired_has_mean_zero_and_about_the_variance():
     x, delta = rows(24, 5, 4)
     estimate: Projection = ESTIMATORS["mean+rademacher"]
     total, squares = torch.zeros(4, 5, dtype=F64), 0.0
-    for i in range(6000):
+    for i in range(3000):
         left, right = estimate.factors(delta, estimate.save(x, seed(i), 0.25), seed(i), 0.25)
         found = estimate.mispaired(left, 24, 0.25, 5).T @ right
         total, squares = total + found, squares + float(found.square().sum())
     d, a = (t - t.mean(0) for t in (delta, x))
     leading = float(d.square().sum() * a.square().sum()) / 5
-    assert float((total / 6000).norm()) <= 4 * math.sqrt(leading / 6000)
-    assert squares / 6000 == pytest.approx(leading, rel=0.06)
+    assert float((total / 3000).norm()) <= 4 * math.sqrt(leading / 3000)
+    assert squares / 3000 == pytest.approx(leading, rel=0.06)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2, 1])

@@ -129,7 +129,7 @@ def test_the_variance_of_a_convolution_is_that_of_its_pairs():
     grams = torch.einsum("ijp,ijp->ij", pairs, pairs) + torch.einsum("ijp,jip->ij", pairs, pairs)
     formula = float(grams.sum() - grams.diagonal().sum()) / 4
     exact_gradient = each(x, grad_output=g)
-    total, squares, count = 0, 0.0, 3000
+    total, squares, count = 0, 0.0, 2000
     for _ in range(count):
         (found,) = torch.autograd.grad(layer(x), [layer.weight], g)
         total, squares = total + found, squares + float((found - exact_gradient).square().sum())
@@ -265,7 +265,7 @@ def test_layers_and_steps_draw_different_numbers_and_equal_seeds_the_same():
         assert torch.equal(first[k], again[k])
         assert not torch.equal(first[k], second[k])
         assert not torch.equal(first[k], other[k])
-    seeds = {name: int(module.random.next()) for name, module in model.named_modules() if hasattr(module, "random")}
+    seeds = {name: int(module.random.next(x)) for name, module in model.named_modules() if hasattr(module, "random")}
     assert len(set(seeds.values())) == 3
 
 
@@ -419,7 +419,7 @@ def test_a_packed_relu_is_relu_bit_for_bit_in_an_eighth_of_a_byte(inplace):
 
 
 @pytest.mark.parametrize("name", SMOOTH)
-@pytest.mark.parametrize("bits", [8, 4, 1])
+@pytest.mark.parametrize("bits", [8, 1])
 def test_a_packed_activation_is_exact_forward_and_right_in_the_mean_backward(name, bits):
     layer, smooth = Packed(name, bits), SMOOTH[name]
     x = torch.linspace(-4, 4, 65, dtype=F64).requires_grad_()
@@ -427,11 +427,11 @@ def test_a_packed_activation_is_exact_forward_and_right_in_the_mean_backward(nam
     (expected,) = torch.autograd.grad(smooth.function(x).sum(), x)
     assert smooth.low <= float(expected.min())
     assert float(expected.max()) <= smooth.high
-    found = torch.stack([torch.autograd.grad(layer(x).sum(), x)[0] for _ in range(2000)])
+    found = torch.stack([torch.autograd.grad(layer(x).sum(), x)[0] for _ in range(1000)])
     step = (smooth.high - smooth.low) / (2**bits - 1)
     assert float((found - expected).abs().max()) <= step * (1 + 1e-6)
     share = ((expected - smooth.low) / step) % 1
-    error = step * (share * (1 - share) / 2000).sqrt()
+    error = step * (share * (1 - share) / 1000).sqrt()
     assert bool(((found.mean(0) - expected).abs() <= 4.5 * error + 2e-5 * step).all())
     big = randn(64, 64).requires_grad_()
     assert saved_bytes(lambda: layer(big)) == 64 * 64 * bits // 8
@@ -612,10 +612,10 @@ def test_a_problem_trains_by_the_forward_pass_with_gradients_right_in_the_mean(a
     assert task.check(trial) == []
     with exact(trial):
         expected = slopes(task, trial, batch)
-    found = [slopes(task, trial, batch) for _ in range(300)]
+    found = [slopes(task, trial, batch) for _ in range(150)]
     for k, whole in enumerate(expected):
         draws = torch.stack([g[k] for g in found])
-        error = float(draws.var(0).sum() / 300) ** 0.5
+        error = float(draws.var(0).sum() / 150) ** 0.5
         assert float((draws.mean(0) - whole).norm()) <= 4 * error + 1e-9 * float(whole.norm())
         assert error > 0 or k % 2
 

@@ -104,7 +104,7 @@ class SketchConv2d(nn.Conv2d):
         call = Call(product, self.options.estimator, self.options.keep, self.options.note)
 
         def sketched(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return Sketched.apply(x, weight, bias, self.random.next(), call)
+            return Sketched.apply(x, weight, bias, self.random.next(x), call)
 
         return without_autocast(sketched, padded, self.weight, self.bias)
 

@@ -86,7 +86,7 @@ class SketchLinear(nn.Linear):
         return without_autocast(self._sketched, x, weight, bias)
 
     def _sketched(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        options, seed, memory = self.options, self.random.next(), tuple[Tensor, ...]()
+        options, seed, memory = self.options, self.random.next(x), tuple[Tensor, ...]()
         if isinstance(options.estimator, MovingAverage):
             seed = torch.zeros_like(seed)  # the projections of an average stay the same
             memory = self._remember(options.estimator, x.detach(), weight.detach(), bias, seed)

@@ -149,7 +149,7 @@ class Packed(nn.Module):
             return smooth.function(x)
         if isinstance(x, Jet):
             return packed_jet(x, self.name, self.bits, self.random)
-        return PackedSlope.apply(x, self.random.next(), smooth, self.bits)
+        return PackedSlope.apply(x, self.random.next(x), smooth, self.bits)
 
     def extra_repr(self) -> str:
         return f"{self.name}, bits={self.bits}"

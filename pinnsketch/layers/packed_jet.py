@@ -46,5 +46,5 @@ class PackedElementwise(torch.autograd.Function):
 
 def packed_jet(x: Jet, name: str, bits: int, random: Stream) -> Jet:
     """The activation of a name in `pinnsketch.jets.functions`, of a jet."""
-    value, parts = PackedElementwise.apply(x.value, x.parts, x.streams, getattr(functions, name), random.next(), bits)
+    value, parts = PackedElementwise.apply(x.value, x.parts, x.streams, getattr(functions, name), random.next(x.value), bits)
     return x.like(value, parts)

@@ -132,8 +132,10 @@ class Stream(nn.Module):
         self.seed, self.stream, self.frozen, self.exact = seed, 0, False, False
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64, device=device))
 
-    def next(self) -> Tensor:
-        """The seed of this call, `()` of int64."""
+    def next(self, like: Tensor) -> Tensor:
+        """The seed of this call, `()` of int64, on the device of a tensor."""
+        if self.counter.device != like.device:
+            self.counter = self.counter.to(like.device)
         if not self.frozen:
             self.counter.add_(1)
         return seed_of(self.counter, key(self.seed, self.stream, _process()))
