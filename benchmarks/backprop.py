@@ -19,6 +19,7 @@ import multiprocessing
 import statistics
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,7 @@ def main() -> None:
     words.add_argument("--data", type=Path, help="folder of the folders mnist and cifar10; the usual cache otherwise")
     words.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     words.add_argument("--parts", default=",".join(PARTS), help="what to train, of " + ", ".join(PARTS))
+    words.add_argument("--only", default="*", help="names of trainings, with * and ?, separated by semicolons")
     words.add_argument("--seeds", type=int, default=3)
     words.add_argument("--epochs", type=int, help="in place of those of each part")
     words.add_argument("--figure", action="store_true", help="train nothing; draw what is in the file")
@@ -282,7 +284,8 @@ def main() -> None:
     for part in parts:
         if quick and part == "cifar10":
             continue
-        wanted = jobs(part, 1 if quick else given.seeds, given.epochs or (3 if quick else None), quick)
+        known = jobs(part, 1 if quick else given.seeds, given.epochs or (3 if quick else None), quick)
+        wanted = {name: job for name, job in known.items() if any(fnmatchcase(name, only) for only in given.only.split(";"))}
         everything += wanted
         todo = {name: job for name, job in wanted.items() if name not in runs}
         failed += train_all(todo, 1 if part == "time" else given.jobs, given.data, runs, given.out)
