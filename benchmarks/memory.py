@@ -219,7 +219,7 @@ PINNS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 def pinns(device: str, quick: bool) -> list[Row]:
     """Poisson by Adam, with a step size that falls to zero along a cosine: its noise falls with it."""
-    problem, steps, rows = load_problem(find_problem("poisson", Path.cwd())), 300 if quick else 2500, list[Row]()
+    problem, steps, rows = load_problem(find_problem("poisson", Path.cwd())), 300 if quick else 1500, list[Row]()
     bounds, first = torch.tensor(problem.domain.bounds), dict[str, float]()
     for name, convert in PINNS.items():
         network = convert(MLP(bounds, width=50, depth=4, generator=torch.Generator().manual_seed(0)))

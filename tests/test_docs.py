@@ -101,3 +101,18 @@ def test_the_tables_of_the_monitor_page_are_the_committed_results():
     assert len(shown) >= 14
     for name, value in shown:
         assert value == (f"{costs[name]['value']:,}" if costs[name]["unit"] == "B" else f"{costs[name]['value']:.3g}"), name
+
+
+def test_the_tables_of_the_backprop_page_are_the_committed_results():
+    page = (ROOT / "docs" / "backprop.md").read_text()
+    found = {row["name"]: row for row in json.loads(RESULTS.with_name("memory.json").read_text())["rows"]}
+    table = re.findall(r"^\| (.+) \| (.+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, flags=re.MULTILINE)
+    assert len(table) == sum(": step, " in name and name[:4] != "PINN" and "step, exact" not in name for name in found)
+    for network, kind, *shown in table:
+        for what, cell in zip(("kept", "peak", "step"), shown, strict=True):
+            assert cell == f"{found[f'{network}: {what}, {kind} (cpu)']['value']:.3g}", (network, kind, what)
+    pinns = re.findall(r"^\| PINN, (.+) \| ([\d.e-]+) \| ([\d,]+) B \| ([\d.]+) ms \|$", page, flags=re.MULTILINE)
+    assert len(pinns) == 4
+    for kind, error, kept, step in pinns:
+        values = [found[f"PINN: {what}, {kind} (cpu)"]["value"] for what in ("error", "kept", "step")]
+        assert (error, kept, step) == (f"{values[0]:.2g}", f"{values[1]:,}", f"{values[2]:.3g}")

@@ -437,6 +437,16 @@ def test_a_packed_activation_is_exact_forward_and_right_in_the_mean_backward(nam
     assert saved_bytes(lambda: layer(big)) == 64 * 64 * bits // 8
 
 
+def test_a_packed_activation_of_many_numbers_in_any_order_is_rounded_piece_by_piece_as_at_once(monkeypatch):
+    x, g = randn(70, 41).T.requires_grad_(), randn(70, 41, number=1).T
+    layer = Packed("silu", 2)
+    with frozen(layer):
+        (whole,) = torch.autograd.grad(layer(x), x, g)
+        monkeypatch.setattr("pinnsketch.layers.packed.PIECE", (64, 64))
+        (pieces,) = torch.autograd.grad(layer(x), x, g)
+    assert torch.equal(whole, pieces)
+
+
 def test_bounds_of_derivatives_hold_everywhere():
     x = torch.linspace(-30, 30, 600_001, dtype=F64)
     for smooth in SMOOTH.values():

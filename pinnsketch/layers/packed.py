@@ -22,9 +22,11 @@ from pinnsketch.jets import Jet
 from pinnsketch.layers.packed_jet import packed_jet
 from pinnsketch.layers.packing import pack, unpack
 from pinnsketch.layers.sketched import Stream, only_once
-from pinnsketch.layers.steele2014_split_mix import round_at_random
+from pinnsketch.layers.steele2014_split_mix import GOLDEN, round_at_random, signed
 
 BITS = (8, 4, 2, 1)
+PIECE = (2**18, 2**24)
+"""Numbers that are rounded at a time: on a CPU its cache holds them; and on a GPU."""
 TWICE = (
     "The gradient of a packed activation was differentiated again. It keeps its first derivative, rounded, and no second one: "
     'use the plain activation (activations="exact" in sketch_layers) where gradients of gradients are needed.'
@@ -69,25 +71,34 @@ SMOOTH: MappingProxyType[str, Smooth] = MappingProxyType(
 
 
 class PackedSlope(torch.autograd.Function):
-    """f(x), with f'(x) kept in a few bits."""
+    """f(x), with f'(x) kept in a few bits; made piece by piece, so that little memory is used beside."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, seed: Tensor, smooth: Smooth, bits: int) -> Tensor:
         y = smooth.function(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         step = (smooth.high - smooth.low) / (2**bits - 1)
-        level = smooth.slope(x.to(wide), y.to(wide)).mul_(1 / step)
-        level = level.sub_(smooth.low / step) if smooth.low else level
-        ctx.save_for_backward(pack(round_at_random(level, seed, 2**bits - 1).flatten(), bits))
+        packed = torch.empty(-(-x.numel() * bits // 8), dtype=torch.uint8, device=x.device)
+        size = PIECE[x.is_cuda]
+        for k, (u, v) in enumerate(zip(x.reshape(-1).split(size), y.reshape(-1).split(size), strict=True)):
+            level = smooth.slope(u.to(wide), v.to(wide)).mul_(1 / step)
+            level = level.sub_(smooth.low / step) if smooth.low else level
+            piece = pack(round_at_random(level, seed + signed(k * (size // 4) * GOLDEN), 2**bits - 1), bits)
+            packed[k * size * bits // 8 :][: len(piece)] = piece
+        ctx.save_for_backward(packed)
         ctx.bits, ctx.step, ctx.low = bits, step, smooth.low
         return y
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> Any:
         (packed,) = ctx.saved_tensors
-        found = unpack(packed, ctx.bits, delta.numel()).view(delta.shape) * delta.detach()
-        found = found.mul_(ctx.step) if not ctx.low else found.mul_(ctx.step).add_(delta.detach(), alpha=ctx.low)
-        return only_once(found, TWICE), None, None, None
+        flat, size = delta.detach().reshape(-1), PIECE[delta.is_cuda]
+        found, given = flat * ctx.step, flat.split(size) if ctx.low else ()
+        for k, piece in enumerate(found.split(size)):
+            piece.mul_(unpack(packed[k * size * ctx.bits // 8 :], ctx.bits, len(piece)))
+            if ctx.low:
+                piece.add_(given[k], alpha=ctx.low)
+        return only_once(found.view(delta.shape), TWICE), None, None, None
 
 
 class PackedMask(torch.autograd.Function):

@@ -73,7 +73,7 @@ def quarters(seed: Tensor, shape: tuple[int, ...]) -> Tensor:
 def round_at_random(level: Tensor, seed: Tensor, most: int) -> Tensor:
     """Numbers in [0, most], each to a whole number beside it, so that the mean is the number; `level` is overwritten."""
     level.add_(quarters(seed, tuple(level.shape)), alpha=2.0**-16).add_(0.5 + 2.0**-17)
-    return level.clamp_(0, most + 0.5).to(torch.int32).to(torch.uint8)  # which is faster than at once
+    return level.clamp_(0, most + 0.5).to(torch.int32).to(torch.uint8)  # faster than at once
 
 
 def normal(seed: Tensor, shape: tuple[int, ...], size: float, dtype: torch.dtype) -> Tensor:
