@@ -76,6 +76,10 @@ class ImageTrainConfig(Section):
     def _options_of_the_method(self) -> ImageTrainConfig:
         check_options(self.method, self.model_extra or {}, tuple(ImageTrainConfig.model_fields)[1:])
         check_decay(self.method, self.decay)
+        if getattr(METHODS[self.method], "needs_residuals", False):
+            raise PydanticCustomError(
+                "method", f"{self.method} needs residuals, which only problems have: use adam or sgd", {"key": "method"}
+            )
         return self
 
     def stage(self, batches: int) -> Stage:

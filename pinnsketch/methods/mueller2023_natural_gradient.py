@@ -4,9 +4,10 @@ The loss is |r|^2 for residuals r `(N,)` with Jacobian J `(N, P)`. A step goes a
 
     p = J^T (K + lambda I)^-1 r,    K = J J^T
 
-is the Gauss-Newton direction by the Woodbury identity (N unknowns in place of P), and the acceleration a bends it as the
-residuals are bent: `a = -1/2 J^T (K + lambda I)^-1 q` with q the second derivative of r along p, by one more evaluation, and the
-same factor.
+is the Gauss-Newton direction by the Woodbury identity, with N unknowns in place of P. The acceleration a bends the path as the
+residuals are bent: `a = -1/2 J^T (K + lambda I)^-1 q`, with q the second derivative of r along p, by one more evaluation and
+the same factor. `lambda = damping |r|^2 + 1e-15 tr K`: proportional to the loss (Fan & Yuan 2005), it is large while the model
+is far off and K of low rank, and vanishes with the loss, so that convergence stays fast.
 """
 
 from __future__ import annotations
@@ -21,97 +22,96 @@ from torch import Tensor, nn
 from pinnsketch.jets import Jacobian
 from pinnsketch.methods.method import Evaluation, Objective
 
-REACH = 1e-2
-"""The step h of the difference quotient for q, as a share of p."""
+FLOOR, REACH, SHORTEST = 1e-15, 1e-2, 2.0**-30
+"""The least lambda over the trace of K; the share of p that the difference quotient for q goes; the shortest step length."""
 
 
 class NaturalGradient:
-    """Natural gradient with `damping` lambda over the mean of K's diagonal; `acceleration` bends the path."""
+    """Natural gradient with `damping` lambda over the loss; points should be fresh at each step (`points: {resample: 1}`)."""
 
-    def __init__(
-        self, parameters: Sequence[nn.Parameter], damping: float = 1e-14, acceleration: bool = True, halvings: int = 30, refine: int = 0, kappa: float = 0.0
-    ) -> None:
-        self._parameters, self._damping, self._acceleration, self._halvings = list(parameters), damping, acceleration, halvings
-        self._refine, self._kappa = refine, kappa
+    needs_residuals = True
+
+    def __init__(self, parameters: Sequence[nn.Parameter], damping: float = 1e-7) -> None:
+        self._parameters, self._damping = list(parameters), damping
         self._length = 1.0
         self._stalled = False
 
+    def scale(self, factor: float) -> None:
+        raise ValueError("natural_gradient finds the length of each step itself: there is no lr that could decay.")
+
     @property
     def stalled(self) -> str | None:
-        return None
+        return "no step along the natural gradient lowers the loss at any of its points" if self._stalled else None
 
     def step(self, objective: Objective) -> Evaluation:
         task, model, batch = objective.task, objective.model, objective.batch
         r, jacobian = task.linearize(model, batch)
-        start = torch.cat([p.detach().reshape(-1) for p in self._parameters])
+        each = {name: float(part.square().sum()) for name, part in task.scaled(model, batch).items()}
+        losses = {name: each[name] / weight if weight else 0.0 for name, weight in task.weights.items()}
         loss = float(r.square().sum())
         self._scatter(2 * jacobian.transposed(r))
-        solve = self._solver(jacobian, loss)
-        p = solve(r)
+        if not isfinite(loss):
+            return Evaluation(loss, losses, False)
+        start = torch.cat([p.detach().reshape(-1) for p in self._parameters])
+        solve = _solver(jacobian, self._damping * loss)
 
         def residuals(x: Tensor) -> Tensor:
             self._place(x)
             return torch.cat(list(task.scaled(model, batch).values()))
 
-        a = torch.zeros_like(p)
-        if self._acceleration:
-            h = REACH
-            q = (2 / h) * ((residuals(start - h * p) - r) / h + jacobian.times(p))
-            a = -0.5 * solve(q)
+        p = solve(r)
+        a = -0.5 * solve(2 / REACH * ((residuals(start - REACH * p) - r) / REACH + jacobian.times(p)))
+        a = torch.where(a.isfinite().all(), a, 0.0)
 
         def at(length: float) -> float:
             found = float(residuals(start - length * p + length**2 * a).square().sum())
             return found if isfinite(found) else inf
 
         length, best = self._search(at, loss)
+        self._stalled = not best < loss and not objective.fresh and length <= SHORTEST
         self._place(start - length * p + length**2 * a if best < loss else start)
-        return Evaluation(loss, dict.fromkeys(task.weights, loss), isfinite(loss))
+        self._length, objective.fresh = max(length, 2.0**-10), False
+        return Evaluation(loss, losses, True)
 
     def _search(self, at: Callable[[float], float], loss: float) -> tuple[float, float]:
-        """Twice the last length, then longer or shorter by factors of two as long as the loss falls: length and loss."""
+        """From twice the last length on, longer or else shorter by factors of two while that is better: length and loss."""
         length = min(1.0, 2 * self._length)
         best = at(length)
         for factor in (2.0, 0.5):
-            while 2.0**-30 <= factor * length <= 1:
+            while SHORTEST <= factor * length <= 1:
                 found = at(factor * length)
                 if found >= best and best < loss:
                     break
                 length, best = factor * length, found
-            if not best < loss:
-                continue
-        self._length = length
         return length, best
-
-    def _solver(self, jacobian: Jacobian, loss: float) -> Any:
-        k = jacobian.gram()
-        scale = float(k.diagonal().sum())
-        damping = self._damping + self._kappa * loss / scale
-        while True:
-            factor, info = torch.linalg.cholesky_ex(k + damping * scale * torch.eye(len(k), dtype=k.dtype, device=k.device))
-            if not int(info):
-                break
-            damping *= 10
-
-        def solve(r: Tensor) -> Tensor:
-            w = torch.cholesky_solve(r[:, None], factor)[:, 0]
-            p = jacobian.transposed(w)
-            for _ in range(self._refine):
-                p = p + jacobian.transposed(torch.cholesky_solve((r - jacobian.times(p))[:, None], factor)[:, 0])
-            return p
-
-        return solve
 
     def _place(self, x: Tensor) -> None:
         with torch.no_grad():
-            for p, part in zip(self._parameters, x.split([p.numel() for p in self._parameters]), strict=True):
+            for p, part in zip(self._parameters, self._split(x), strict=True):
                 p.copy_(part.view_as(p))
 
-    def _scatter(self, g: Tensor) -> None:
-        for p, part in zip(self._parameters, g.split([p.numel() for p in self._parameters]), strict=True):
+    def _scatter(self, gradient: Tensor) -> None:
+        for p, part in zip(self._parameters, self._split(gradient), strict=True):
             p.grad = part.view_as(p)
 
+    def _split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        return flat.split([p.numel() for p in self._parameters])
+
     def state_dict(self) -> dict[str, Any]:
-        return {"length": self._length}
+        return {"length": self._length, "stalled": self._stalled}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._length = state["length"]
+        self._length, self._stalled = state["length"], state["stalled"]
+
+
+def _solver(jacobian: Jacobian, damping: float) -> Callable[[Tensor], Tensor]:
+    """`r -> J^T (J J^T + lambda I)^-1 r`, by Cholesky; lambda grows by tens where rounding left no positive matrix."""
+    kernel = jacobian.gram()
+    trace = float(kernel.diagonal().sum())
+    damping += FLOOR * trace
+    one = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
+    factor, failed = torch.linalg.cholesky_ex(kernel + damping * one)
+    while int(failed) and damping < trace:
+        damping *= 10
+        factor, failed = torch.linalg.cholesky_ex(kernel + damping * one)
+    return lambda r: jacobian.transposed(torch.cholesky_solve(r[:, None], factor)[:, 0])

@@ -1,0 +1,100 @@
+"""The natural gradient: its direction, its convergence, and that it goes on bit for bit."""
+
+from copy import deepcopy
+from math import pi
+from pathlib import Path
+
+import pytest
+import torch
+from torch import sin
+
+from pinnsketch import Box, Problem, Term, laplacian
+from pinnsketch.collocation import Collocation
+from pinnsketch.config import ConfigError, make_config, validate
+from pinnsketch.image_config import ImageConfig
+from pinnsketch.library import load_problem
+from pinnsketch.methods.mueller2023_natural_gradient import FLOOR, _solver
+from pinnsketch.network import MLP
+from pinnsketch.run import Run
+from pinnsketch.train import Stage, train
+from pinnsketch.trial import Trial
+
+POISSON = Path(__file__).parents[1] / "problems" / "poisson.py"
+
+
+def made(points=60, width=10):
+    box = Box(x=(0, 1), y=(0, 1))
+
+    def exact(x, y):
+        return sin(pi * x) * sin(pi * y)
+
+    terms = {
+        "poisson": Term(box.interior, lambda u, x, y: laplacian(u) + 2 * pi**2 * exact(x, y)),
+        "sides": Term(box.boundary, lambda u: u, weight=100),
+    }
+    problem = Problem(box, unknowns="u", terms=terms, exact=exact)
+    network = MLP(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), width=width, depth=2, generator=torch.Generator().manual_seed(0))
+    return Trial(network), Collocation(problem, interior=points, boundary=points // 3)
+
+
+def trained(steps, state=None, trial=None):
+    fresh, task = made()
+    trial = trial or fresh
+    for step in train(trial, task, [Stage("natural_gradient", 30)], resample=1, state=state):
+        if step.index == steps:
+            break
+    return trial, step.state()
+
+
+def test_the_direction_in_sample_space_is_that_of_the_normal_equations_in_parameter_space():
+    trial, task = made()
+    r, jacobian = task.linearize(trial, task.batch())
+    j = jacobian.dense()
+    damping = 1e-3
+    whole = j.T @ j + (damping + FLOOR * j.square().sum()) * torch.eye(j.shape[1], dtype=j.dtype)
+    expected = torch.linalg.solve(whole, j.T @ r)
+    torch.testing.assert_close(_solver(jacobian, damping)(r), expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max()))
+
+
+def test_it_leaves_the_gradient_of_the_loss():
+    trial, task = made()
+    before = deepcopy(trial.state_dict())
+    step = next(iter(train(trial, task, [Stage("natural_gradient", 1)])))
+    found = [p.grad.clone() for p in trial.parameters()]
+    trial.load_state_dict(before)
+    losses = task.losses(trial, task.batch())
+    loss = sum(task.weights[name] * value for name, value in losses.items())
+    assert step.loss == pytest.approx(loss.item(), rel=1e-12)
+    assert step.losses == pytest.approx({name: value.item() for name, value in losses.items()}, rel=1e-12)
+    for g, expected in zip(found, torch.autograd.grad(loss, list(trial.parameters())), strict=True):
+        torch.testing.assert_close(g, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_it_reaches_six_digits_where_adam_has_one():
+    config = {
+        "problem": str(POISSON),
+        "network": {"width": 16, "depth": 3},
+        "points": {"interior": 200, "boundary": 60, "resample": 1},
+        "monitor": False,
+    }
+    errors = {}
+    for method in ("adam", "natural_gradient"):
+        run = Run(load_problem(POISSON), make_config({**config, "train": {"method": method, "steps": 60}}))
+        for _ in run:
+            pass
+        errors[method] = run.task.error(run.trial)["overall"]
+    assert errors["adam"] > 0.1
+    assert errors["natural_gradient"] < 1e-5
+
+
+def test_stopped_and_resumed_it_ends_bit_for_bit_where_it_would_have_ended():
+    whole, _ = trained(12)
+    half, state = trained(6)
+    resumed, _ = trained(12, state, half)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_images_have_no_residuals_for_it():
+    with pytest.raises(ConfigError, match=r"natural_gradient needs residuals, which only problems have: use adam or sgd"):
+        validate(ImageConfig, {"data": "digits", "train": {"method": "natural_gradient"}}, "here")
