@@ -12,7 +12,7 @@ from pinnsketch.collocation import Collocation, Plan
 from pinnsketch.gradient import Gradient
 from pinnsketch.layers.hu2021_lora import LoRALinear, lora_layers
 from pinnsketch.layers.lialin2023_relora import ReLoRASchedule
-from pinnsketch.layers.zhao2024_spectral import SpectralLinear, SpectralSchedule, spectral_layers
+from pinnsketch.layers.zhao2024_spectral import SpectralLinear, SpectralSchedule, adam_groups, spectral_layers
 from pinnsketch.network import MLP
 from pinnsketch.train import Stage, train
 from pinnsketch.trial import Trial
@@ -243,6 +243,21 @@ def test_after_a_draw_the_vectors_train_as_by_a_new_adam_whose_first_steps_are_s
         schedule.step()
         expected = torch.lerp(before, twin.detach(), age / (warm_up + 1))
         torch.testing.assert_close(at.u_active, expected / expected.norm(dim=0), rtol=0, atol=1e-13)
+
+
+@shapes
+def test_values_and_vectors_each_move_a_weight_as_far_as_adam_moves_a_dense_one(shape):
+    (m, n), lr, found = shape, 1e-3, layer(shape)
+    model = nn.Sequential(found)
+    optimizer = torch.optim.Adam(adam_groups(model, lr), eps=0)
+    before = {name: p.detach().clone() for name, p in found.named_parameters()}
+    model(drawn(9, n, seed=4)).tanh().sum().backward()
+    optimizer.step()
+    moved = {name: p.detach() - before[name] for name, p in found.named_parameters()}
+    expected = torch.tensor(lr * (m * n) ** 0.5, dtype=torch.float64)  # each entry of W by lr
+    torch.testing.assert_close(moved["s"].norm(), expected)
+    torch.testing.assert_close(torch.hypot(moved["u_active"].norm(), moved["v_active"].norm()), expected)
+    torch.testing.assert_close(moved["bias"].abs(), torch.full((m,), lr, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.5])

@@ -147,6 +147,30 @@ def spectral_layers(model: nn.Module, rank: int, pattern: str = "*", *, factored
     return converted(model, rank, pattern, lambda layer: SpectralLinear(layer.weight, layer.bias, rank, factored))
 
 
+def adam_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
+    """Parameters that train, in groups for Adam: spectral ones take longer steps, so that weights move as far as dense ones.
+
+    Adam moves each number by about lr, and so a dense W by lr sqrt(mn). Singular values that move by c lr move W by
+    c lr sqrt(k), which is as far for c = sqrt(mn / k) = sqrt(max(m, n)). Active vectors move it by c lr sqrt((m + n) r) where
+    singular values are 1, as far for c = sqrt(mn / ((m + n) r)).
+
+    Args:
+        model: has spectral layers.
+        lr: step size of all other parameters, as for the dense model.
+    """
+    factors: dict[nn.Parameter, float] = {}
+    for layer in model.modules():
+        if isinstance(layer, SpectralLinear):
+            (m, r), n = layer.u_active.shape, len(layer.v_active)
+            factors[layer.s] = max(m, n) ** 0.5
+            factors |= dict.fromkeys((layer.u_active, layer.v_active), (m * n / ((m + n) * max(r, 1))) ** 0.5)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            groups.setdefault(factors.get(p, 1.0), []).append(p)
+    return [{"params": parameters, "lr": lr * factor} for factor, parameters in groups.items()]
+
+
 class SpectralSchedule:
     """What Sparse Spectral Training does after each step of the optimizer: call `step()` there.
 
@@ -169,8 +193,8 @@ class SpectralSchedule:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        interval: int = 100,
-        period: int = 100,
+        interval: int = 200,
+        period: int = 200,
         uniform: float = 0.5,
         warm_up: int = 5,
         seed: int = 0,
@@ -211,8 +235,7 @@ class SpectralSchedule:
         """An order of the directions `(k,)`: first `rank` drawn ones, then the rest."""
         s = s.detach().double().cpu()
         law = (1 - self._uniform) * s / s.sum().clamp(min=torch.finfo(s.dtype).tiny) + self._uniform / len(s)
-        order = torch.multinomial(law.clamp(min=1e-300), len(s), generator=self._generator)
-        return order
+        return torch.multinomial(law.clamp(min=1e-300), len(s), generator=self._generator)
 
     def state_dict(self) -> dict[str, Any]:
         return {"index": self._index, "generator": self._generator.get_state()}
