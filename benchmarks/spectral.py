@@ -2,8 +2,8 @@
 
 Rank is an eighth of the width. Poisson (4 x 50 tanh, 300 + 60 points) and Burgers with nu = 0.05/pi (4 x 64, 500 + 120 points)
 train by Adam for 2,000 steps in float64, the bundled digits (3 x 128 ReLU, batches of 64) for 440, 20 epochs, in float32; step
-sizes fall along half a cosine. The step size of each way and problem was chosen among 2e-3, 4e-3 and 8e-3 and, as were the
-interval and the groups of step sizes, on seed 0; what is reported are medians of seeds 1, 2 and 3, of network, points and draws.
+sizes fall along half a cosine. The step size of each way and problem, the interval and the longer steps of spectral parameters
+were chosen on seed 0; what is reported are medians of seeds 1, 2 and 3, of network, points and draws.
 
 Transfer goes on from the dense networks for Burgers, with another viscosity, for 300 steps.
 

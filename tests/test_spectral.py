@@ -12,7 +12,7 @@ from pinnsketch.collocation import Collocation, Plan
 from pinnsketch.gradient import Gradient
 from pinnsketch.layers.hu2021_lora import LoRALinear, lora_layers
 from pinnsketch.layers.lialin2023_relora import ReLoRASchedule
-from pinnsketch.layers.zhao2024_spectral import SpectralLinear, SpectralSchedule, adam_groups, spectral_layers
+from pinnsketch.layers.zhao2024_spectral import SpectralLinear, SpectralSchedule, adam_groups, dense_layers, spectral_layers
 from pinnsketch.network import MLP
 from pinnsketch.train import Stage, train
 from pinnsketch.trial import Trial
@@ -381,6 +381,18 @@ def test_a_layer_that_is_used_twice_is_converted_once_and_a_lone_one_too():
     assert isinstance(model[0], SpectralLinear)
     assert model[0] is model[2]
     assert isinstance(spectral_layers(inner, RANK), SpectralLinear)
+
+
+def test_a_network_that_has_trained_is_made_dense_again():
+    model, x = spectral_layers(network(), RANK), drawn(5, 2)
+    optimizer = adam(model)
+    fit(model, optimizer, SpectralSchedule(model, optimizer, interval=2, period=3), 5)
+    dense = dense_layers(model)
+    assert torch.equal(dense(x), model(x))
+    assert all(type(inner) is nn.Linear for inner in dense.layers)
+    assert isinstance(model.layers[1], SpectralLinear)
+    assert all(p.requires_grad for p in dense.parameters())
+    assert dense_layers(spectral_layers(nn.Linear(4, 4, bias=False), RANK)).bias is None
 
 
 def test_with_rank_zero_singular_values_and_biases_train_in_every_layer():

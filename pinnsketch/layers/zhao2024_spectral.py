@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pinnsketch.layers.convert import converted
+from pinnsketch.layers.convert import converted, replaced
 from pinnsketch.layers.restart import Restart, state_of
 
 
@@ -145,6 +145,20 @@ def spectral_layers(model: nn.Module, rank: int, pattern: str = "*", *, factored
         ValueError: if no layer can be converted; the message lists those that there are.
     """
     return converted(model, rank, pattern, lambda layer: SpectralLinear(layer.weight, layer.bias, rank, factored))
+
+
+def dense_layers(model: nn.Module) -> nn.Module:
+    """A copy of a model whose spectral layers are dense, equal to it: for methods that take no gradient but the true one."""
+
+    def dense(layer: SpectralLinear) -> nn.Linear:
+        weight, bias = layer.weight.detach(), layer.bias is not None
+        made = nn.utils.skip_init(nn.Linear, *reversed(weight.shape), bias=bias, dtype=weight.dtype, device=weight.device)
+        made.weight = nn.Parameter(weight)
+        made.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+        return made
+
+    named = model.named_modules(remove_duplicate=False)
+    return replaced(model, [name for name, module in named if isinstance(module, SpectralLinear)], dense)
 
 
 def adam_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
