@@ -1,7 +1,9 @@
 """Spectral layers equal the dense ones they come from, have the gradients of their source, and train on bit for bit."""
 
 import io
+import json
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from pinnsketch.network import MLP
 from pinnsketch.train import Stage, train
 from pinnsketch.trial import Trial
 
+ROOT = Path(__file__).parents[1]
 SQUARE = Box(x=(0, 1), y=(0, 1))
 LAW = Term(SQUARE.interior, lambda u, x: laplacian(u) + u * u.x - x)
 RANK = 2
@@ -467,3 +470,41 @@ def test_a_merge_leaves_the_weight_and_starts_anew():
     assert torch.equal(at.weight, at.base)
     assert not torch.equal(at.base, base)
     assert all(not value.any() for value in optimizer.state[at.a].values())
+
+
+def test_the_tables_of_the_spectral_page_are_the_committed_results():
+    page = (ROOT / "docs" / "spectral.md").read_text()
+    rows = json.loads((ROOT / "benchmarks" / "results" / "spectral.json").read_text())["rows"]
+    found = {row["name"]: row["value"] for row in rows}
+
+    def table(header):
+        lines = page[page.index(header) :].split("\n\n")[0].splitlines()[2:]
+        return [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+
+    equal, transfer = table("| problem | way"), table("| to | what trains")
+    assert len(equal) == 12
+    for problem, way, count, error, ratio, step in equal:
+        name = f"{problem}, {way}"
+        assert count == f"{found[f'{name}: numbers that train']:,}"
+        assert error == f"{found[f'{name}: error']:.2e}"
+        assert ratio == (f"{found[f'{name}: error / dense']:.2f}" if way != "dense" else "1")
+        assert step == (f"{found[f'{name}: a step / dense']:.2f}" if way != "dense" else "1")
+    assert len(transfer) == 8
+    for problem, what, count, *errors in transfer:
+        name = f"{problem}, {what}"
+        assert count == f"{found[f'{name}: numbers that train']:,}"
+        assert errors == [f"{found[f'{name}: error after {step} steps']:.2e}" for step in (0, 50, 150)]
+    flat = " ".join(page.split())
+    sst, short = (found[f"Burgers, SST, {what}: error / dense"] for what in ("one step size for all", "every 20 steps"))
+    assert f"is {sst:.2f} times that of dense layers instead of {found['Burgers, SST: error / dense']:.2f}" in flat
+    assert f"it is {short:.2f}" in flat
+    zero = [found[f"{problem}, SST: singular values at zero"] for problem in ("Poisson", "Burgers", "digits")]
+    assert "at the end: {} of 450, {} of 576, {} of 960".format(*zero) in flat
+    assert f"{found['whole benchmark, one thread']:.0f} s for everything" in flat
+
+
+def test_goals_that_are_met():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "spectral.json").read_text())["rows"]
+    goals = [row for row in rows if row["goal"]]
+    assert len(goals) == 2
+    assert all(row["met"] and row["value"] <= 1.1 for row in goals)
