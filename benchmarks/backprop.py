@@ -207,19 +207,22 @@ def figure(runs: dict[str, Job], out: Path) -> None:
 
     drawn = Figure(figsize=(11, 8), layout="constrained")
     grid = drawn.add_gridspec(2, 3)
-    frontier(drawn.add_subplot(grid[0, :2]), runs)
-    right, ways_ = drawn.add_subplot(grid[0, 2]), ("exact", "sketched", "frozen")
-    for i, way in enumerate(ways_):
-        found = errors(runs, f"cifar10: {way}")
-        right.plot([i] * len(found), found, "o", label=way)
-    right.set_xticks(range(3), ways_)
-    right.set_title("CIFAR-10, 6 convolutions, 3 x 512", fontsize=10)
+    ways_ = [way for way in ("exact", "sketched", "frozen") if errors(runs, f"cifar10: {way}")]
+    frontier(drawn.add_subplot(grid[0, : 2 if ways_ else 3]), runs)
+    if ways_:
+        right = drawn.add_subplot(grid[0, 2])
+        for i, way in enumerate(ways_):
+            found = errors(runs, f"cifar10: {way}")
+            right.plot([i] * len(found), found, "o", label=way)
+        right.set_xticks(range(len(ways_)), ways_)
+        right.set_title("CIFAR-10, 6 convolutions, 3 x 512", fontsize=10)
     for i, (optimizer, sizes) in enumerate(SIZES.items()):
         axes = drawn.add_subplot(grid[1, i])
         for name in STABLE:
             each = {lr: runs.get(f"stability: {name}, {optimizer} {lr:g}") for lr in sizes}
             there = {lr: 100 * (1 - run["test_accuracy"]) for lr, run in each.items() if run}
-            axes.plot(list(there), list(there.values()), ".-", lw=1, label=name)
+            if there:
+                axes.plot(list(there), list(there.values()), ".-", lw=1, label=name)
         axes.set(xscale="log", xlabel=f"step size, {optimizer}")
         axes.set_xticks(sizes, [f"{lr:g}" for lr in sizes])
         axes.set_xticks([], minor=True)
