@@ -499,7 +499,7 @@ def test_the_tables_of_the_spectral_page_are_the_committed_results():
     assert f"is {sst:.2f} times that of dense layers instead of {found['Burgers, SST: error / dense']:.2f}" in flat
     assert f"it is {short:.2f}" in flat
     spreads = [max(errors) / min(errors) for errors in committed["errors"]["Burgers"].values()]
-    assert f"{min(spreads):.1f} to {max(spreads):.1f} times the smallest" in flat
+    assert f"is {min(spreads):.1f} to {max(spreads):.1f} times the smallest" in flat
     zero = [found[f"{problem}, SST: singular values at zero"] for problem in ("Poisson", "Burgers", "digits")]
     assert "at the end: {} of 450, {} of 576, {} of 960".format(*zero) in flat
     assert f"{found['whole benchmark, one thread']:.0f} s for everything" in flat
