@@ -474,8 +474,8 @@ def test_a_merge_leaves_the_weight_and_starts_anew():
 
 def test_the_tables_of_the_spectral_page_are_the_committed_results():
     page = (ROOT / "docs" / "spectral.md").read_text()
-    rows = json.loads((ROOT / "benchmarks" / "results" / "spectral.json").read_text())["rows"]
-    found = {row["name"]: row["value"] for row in rows}
+    committed = json.loads((ROOT / "benchmarks" / "results" / "spectral.json").read_text())
+    found = {row["name"]: row["value"] for row in committed["rows"]}
 
     def table(header):
         lines = page[page.index(header) :].split("\n\n")[0].splitlines()[2:]
@@ -498,6 +498,8 @@ def test_the_tables_of_the_spectral_page_are_the_committed_results():
     sst, short = (found[f"Burgers, SST, {what}: error / dense"] for what in ("one step size for all", "every 20 steps"))
     assert f"is {sst:.2f} times that of dense layers instead of {found['Burgers, SST: error / dense']:.2f}" in flat
     assert f"it is {short:.2f}" in flat
+    spreads = [max(errors) / min(errors) for errors in committed["errors"]["Burgers"].values()]
+    assert f"is {min(spreads):.1f} to {max(spreads):.1f} times the smallest" in flat
     zero = [found[f"{problem}, SST: singular values at zero"] for problem in ("Poisson", "Burgers", "digits")]
     assert "at the end: {} of 450, {} of 576, {} of 960".format(*zero) in flat
     assert f"{found['whole benchmark, one thread']:.0f} s for everything" in flat
