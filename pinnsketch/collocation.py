@@ -112,6 +112,11 @@ class Collocation:
         """The collocation points of a draw: the same number gives the same points, another gives fresh ones."""
         return tuple(self._block(i, draw) for i in range(len(self._places)))
 
+    def elsewhere(self, interior: int, boundary: int, seed: int) -> Collocation:
+        """The same task at other points: so many on each interior and each boundary region, drawn with another seed."""
+        numbers: Any = {"interior": interior, "boundary": boundary, "test": self._test}
+        return Collocation(self.problem, **numbers, weights=self.weights, seed=seed, **self._to)
+
     def _block(self, index: int, number: int) -> Block:
         where, count, names = self._places[index]
         if isinstance(where, Region):
@@ -160,6 +165,12 @@ class Collocation:
         given = [p for p in trial.parameters() if p.requires_grad] if parameters is None else list(parameters)
         found = [self._planned(trial, block, partial(self._linearize, trial, block, given)) for block in batch]
         return torch.cat([r for r, _ in found]), Jacobian(found, [p.shape for p in given])
+
+    def gives_rows(self, trial: Trial, batch: tuple[Block, ...], parameters: Sequence[nn.Parameter]) -> bool:
+        """Whether one forward pass gives all rows of that Jacobian, so that `linearize` is quick."""
+        plans = [(block, self.plan(trial, block)) for block in batch]
+        with exact(trial.network):
+            return all(plan.apart and self._with_rows(trial, block, plan, list(parameters)).rows for block, plan in plans)
 
     def _linearize(
         self, trial: Trial, block: Block, parameters: list[nn.Parameter], plan: Plan
@@ -415,8 +426,12 @@ class Collocation:
     def _exact(self) -> tuple[Tensor, dict[str, Tensor]] | None:
         if not self.known:
             return None
-        x = self._tensor(draw(self.problem.domain.interior, self._test, "sobol", (TEST_SEED,)).x)
-        return x, {name: self.exact(name, x) for name in self.known}
+        return self.test_points, {name: self.exact(name, self.test_points) for name in self.known}
+
+    @cached_property
+    def test_points(self) -> Tensor:
+        """Points of the domain `(n, d)` at which errors are measured, none of which trains."""
+        return self._tensor(draw(self.problem.domain.interior, self._test, "sobol", (TEST_SEED,)).x)
 
     def exact(self, unknown: str, x: Tensor) -> Tensor:
         """The exact solution of an unknown at points `(n, d)`: `(n, 1)`."""

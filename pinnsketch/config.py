@@ -244,6 +244,7 @@ class TrainConfig(Section):
     """The methods in order, the seed of everything random, and how often to log and to save a checkpoint (in steps).
 
     `compile`: true: torch.compile; auto: where the run is long enough to repay it, and on a GPU one CUDA graph; false: neither.
+    `until`: end as soon as the relative L2 error is so small: against the exact solution, or by the estimate without one.
     """
 
     schedule: tuple[StageConfig, ...] = (
@@ -254,6 +255,7 @@ class TrainConfig(Section):
     log: Count = 50
     checkpoint: Count = 500
     compile: Annotated[bool | str, BeforeValidator(_auto_or_switch)] = "auto"
+    until: Positive | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -143,6 +143,10 @@ class Course:
             self.place.save(self.state_dict)
         self.seconds = time.perf_counter() - self._began
 
+    def stop(self, why: str) -> None:
+        """Let the present step be the last of the run."""
+        self.reached |= {"last": True, "note": why}
+
     def end(self, interrupted: bool, done: str) -> None:
         """End the run where it stands: what its outcome is, `done` if all is well, and the last checkpoint."""
         finite = self.last is None or self.last.finite

@@ -38,10 +38,14 @@ LEFT = (
 
 
 def write_results(folder: Path, solution: Solution) -> None:
-    """metrics.json, history.json, health.json, model.pt and the figures: the numbers first, in case the disk fills up."""
+    """metrics.json, history.json, health.json, model.pt and the figures: the numbers first, in case the disk fills up.
+
+    The estimate of the error, which takes a moment, joins the numbers when they are there.
+    """
     from pinnsketch.report.figures import write_figures  # matplotlib takes a while to load
 
     write_numbers(folder, solution.metrics, solution.health, solution.history)
+    write_numbers(folder, {**solution.metrics, "estimate": solution.estimate}, solution.health, solution.history)
     solution.save(folder / "model.pt")
     write_figures(solution, folder)
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pinnsketch.blocks import Block
 from pinnsketch.collocation import Collocation
 from pinnsketch.config import RunConfig, dump_config, read_config
 from pinnsketch.course import PROBE, Course, Running, expect_checkpoint
+from pinnsketch.estimate import estimated
 from pinnsketch.library import load_problem
 from pinnsketch.monitor import Monitor
 from pinnsketch.network import KINDS
@@ -127,17 +129,20 @@ class Run(Running):
         return run
 
     def _train(self) -> Iterator[Step]:
-        log, save, recorder = self.config.train.log, self.config.train.checkpoint, blackbox.Recorder(self.trial)
+        every, save, recorder = self.config.train.log, self.config.train.checkpoint, blackbox.Recorder(self.trial)
         for step in self.course.steps():
             if step.finite:
                 recorder.keep()
             else:
                 self._explain(step, recorder.before)
             self._look(step)
-            if step.index % log == 0 or step.index == 1 or step.last:
+            if step.index % every == 0 or step.index == 1 or step.last:
                 self._record(step)
+                self._stop_if_good(step)
             self.course.keep(step, save)
             yield step
+            if self.course.reached["last"]:
+                return
 
     def _draw(self, step: Step) -> int:
         """Number of the batch that a step was made on."""
@@ -180,6 +185,21 @@ class Run(Running):
             for name, value in self.monitor.read().scalars().items():
                 self._writer.add_scalar(name, value, step.index)
 
+    def _stop_if_good(self, step: Step) -> None:
+        """End the run where its error is at most `train.until`: against the exact solution, or as estimated without one."""
+        until, error = self.config.train.until, self.history[-1]["error"]
+        if until is None or not step.finite:
+            return
+        if error is not None:
+            found: float | None = error["overall"]
+        elif _power(step.index) > _power(step.index - self.config.train.log) or step.last:
+            with self.course.settings():
+                found = estimated(self.trial, self.task).get("correction")
+        else:
+            return
+        if found is not None and found <= until:
+            self.course.stop(f"the relative L2 error, {found:.2g}, is not above train.until, {until:g}")
+
     def finish(self, interrupted: bool = False) -> Solution:
         """End the run where it stands, write everything, and return the solution; it says what happened in `outcome`."""
         self.course.end(interrupted, "solved")
@@ -196,7 +216,8 @@ class Run(Running):
             history=self.history,
             health=self.health,
         )
-        self.course.place.results(lambda path: write_results(path, solution))
+        with self.course.settings():
+            self.course.place.results(lambda path: write_results(path, solution))
         return solution
 
     def metrics(self) -> dict[str, Any]:
@@ -251,6 +272,11 @@ def _summary_writer() -> Any:
     except ImportError:
         raise RunError("monitor.tensorboard needs a package: pip install tensorboard. Or set it to false.") from None
     return SummaryWriter
+
+
+def _power(step: int) -> int:
+    """Rises by one where a step number has grown by a fifth: what is done there takes a small part of the time."""
+    return int(log(step, 1.2)) if step > 1 else 0
 
 
 def build_network(config: RunConfig, problem: Problem, generator: torch.Generator) -> nn.Module:

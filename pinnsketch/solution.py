@@ -13,6 +13,7 @@ from torch import nn
 
 from pinnsketch import checkpoint
 from pinnsketch.collocation import Collocation
+from pinnsketch.estimate import estimated
 from pinnsketch.health import Health
 from pinnsketch.network import KINDS
 from pinnsketch.problem import Problem
@@ -66,6 +67,16 @@ class Solution:
     def error(self) -> dict[str, float] | None:
         """Relative L2 errors against the exact solution, "overall" and of each unknown; None where none is known."""
         return self.metrics["relative_l2"]
+
+    @property
+    def estimate(self) -> dict[str, Any] | None:
+        """The error as it is estimated without an exact solution (`pinnsketch.estimate.Estimate`), or `why` it is not.
+
+        Computed when it is first asked for; None for a loaded solution that was saved before that.
+        """
+        if "estimate" not in self.metrics and self.task is not None:
+            self.metrics["estimate"] = estimated(self.trial, self.task)
+        return self.metrics.get("estimate")
 
     @property
     def coefficients(self) -> dict[str, float]:

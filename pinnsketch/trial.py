@@ -45,9 +45,20 @@ class Trial(nn.Module):
         """Where the network is."""
         return next(self.network.parameters()).device
 
+    def around(self, network: nn.Module) -> Trial:
+        """A trial of another network with these same coefficients."""
+        found = Trial(network)
+        found.raw, found._positive = self.raw, self._positive
+        return found
+
     def values(self) -> dict[str, float]:
         """Present values of the unknown coefficients, as numbers."""
         return {name: float(value.detach()) for name, value in self.coefficients.items()}
+
+    def slopes(self) -> dict[str, float]:
+        """Derivatives of the coefficients that train by the parameters that stand for them."""
+        known = self.values()
+        return {name: known[name] if self._positive[name] else 1.0 for name, raw in self.raw.items() if raw.requires_grad}
 
     def fix(self, name: str, value: float) -> None:
         """Add a coefficient that is known, and trains no more."""

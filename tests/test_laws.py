@@ -23,6 +23,7 @@ TIERS = [
     {"problem", "monitor", "methods", "compiled"},
     {"trial", "gradient", "blocks"},
     {"collocation", "health", "train", "checkpoint"},
+    {"estimate"},
     {"downloads"},
     {"datasets", "images"},
     {"backward"},

@@ -21,6 +21,11 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     for name, value in (metrics["relative_l2"] or {}).items():
         if name == "overall" or len(metrics["relative_l2"]) > 2:
             table.add_row("relative L2 error" + ("" if name == "overall" else f" of {name}"), number(value))
+    guess = metrics.get("estimate") or {}
+    if "why" in guess:
+        table.add_row("estimated relative L2 error", f"- ({guess['why']})")
+    elif guess:
+        table.add_row("estimated relative L2 error", f"{number(guess['correction'])}, at most {number(guess['limit'])}")
     for name, found in metrics["unknowns"].items():
         off = f", off by {100 * found['relative_error']:.2g} %" if found["relative_error"] is not None else ""
         table.add_row(name, f"{found['estimate']:.5g}{off}")

@@ -1,0 +1,173 @@
+"""How many digits a solution has, with no exact one to ask: its error, estimated from residuals at points it never saw.
+
+The error e = u* - u of a solution u with residuals r satisfies L e = -r to first order, L the linearised residuals of all
+terms. It is sought by least squares in a space of random features Phi (Huang, Zhu & Siew 2006), with A = L Phi, on points
+of its own:
+
+    correction    |Phi c| / |u + Phi c|,  c = argmin |A c + r|: the part of the error that this space can hold
+    limit         (|Phi c| + C |A c + r|) / |u + Phi c|, on further points: and what it cannot hold, at its worst
+    C             max |Phi v| / |A v|: how large an error a residual of size one can belong to
+
+C is the stability constant of the problem within that space: close to the true one where the worst error is smooth, as for
+elliptic problems, where it is the reciprocal of the least eigenvalue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.linalg import eigh, qr, solve_triangular
+from torch import Tensor, nn
+
+from pinnsketch.collocation import Collocation
+from pinnsketch.geometry.shape import Region
+from pinnsketch.problem import ProblemError
+from pinnsketch.trial import Trial
+
+FEATURES, COLUMNS, SLOPES = 400, 900, (0.5, 10.0)
+"""Random features, and output weights of all unknowns, at most; the least and greatest slopes of features across half the
+domain, which are log-uniform between these."""
+ROWS, SEED = 4, 141421
+"""Residuals for each feature; the seed of points and features, which no training shares."""
+CUT, SURE = 1e-13, 1e-7
+"""Pivots of A count from this share of the greatest on: for the correction, and for C."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is known of the error of a solution without an exact one. Norms are root mean squares over the domain.
+
+    Args:
+        correction: estimated relative L2 error, of all unknowns together.
+        limit: the same, with all that the correction could not account for.
+        each: the correction of each unknown, relative to that unknown.
+        coefficients: estimated error of each unknown coefficient.
+        residuals: root of each term's mean square at points that were never trained on.
+        explained: share of the residual that the correction takes away, on further points; near 0, it says little.
+        stability: C, the greatest error for a weighted residual of size one.
+    """
+
+    correction: float
+    limit: float
+    each: dict[str, float]
+    coefficients: dict[str, float]
+    residuals: dict[str, float]
+    explained: float
+    stability: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Corrected(nn.Module):
+    """A network plus random features tanh(W x + b) and a constant, with output weights that are zero.
+
+    Maps points `(n, d)` to values `(n, m)`, as the network does.
+    """
+
+    def __init__(self, network: nn.Module, bounds: Tensor, outputs: int, count: int, generator: torch.Generator) -> None:
+        super().__init__()
+        like, d = next(network.parameters()), len(bounds)
+        (low, high), (least, most) = bounds.T, SLOPES
+        ways = nn.functional.normalize(torch.randn(count, d, generator=generator, dtype=torch.float64))
+        places = torch.rand(count, d + 1, generator=generator, dtype=torch.float64)
+        weight = least * (most / least) ** places[:, d:] * ways * 2 / (high - low)
+        centers = low + (high - low) * places[:, :d]
+        values = [weight, -(weight * centers).sum(1), torch.zeros(outputs, count), torch.zeros(outputs)]
+        self.network = network
+        self.features, self.out = (nn.utils.skip_init(nn.Linear, *sizes) for sizes in ((d, count), (count, outputs)))
+        for layer, pair in ((self.features, values[:2]), (self.out, values[2:])):
+            layer.weight, layer.bias = (nn.Parameter(value.to(like)) for value in pair)
+
+    def basis(self, x: Tensor) -> Tensor:
+        """`(n, count)`."""
+        return torch.tanh(self.features(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) + self.out(self.basis(x))
+
+
+def estimate(trial: Trial, task: Collocation) -> Estimate:
+    """Estimate the error of a trial solution, which stays as it is.
+
+    Raises:
+        ProblemError: if a residual mixes points, or needs nested differentiation.
+    """
+    names, x = task.problem.unknowns, task.test_points.to(trial.dtype)
+    m, generator = len(names), torch.Generator().manual_seed(SEED)
+    features = min(FEATURES, COLUMNS // m)
+    network = Corrected(trial.network, torch.as_tensor(task.problem.domain.bounds), m, features, generator)
+    corrected = trial.around(network)
+    parameters = [network.out.weight, network.out.bias, *(raw for raw in corrected.raw.values() if raw.requires_grad)]
+    there = task.elsewhere(*_points(task, sum(p.numel() for p in parameters)), SEED)
+    batch = there.batch(0)
+    if not there.gives_rows(corrected, batch, parameters):
+        raise ProblemError("a residual mixes points, or its derivatives are nested: there is no quick linearisation of it")
+    r, a = there.linearize(corrected, batch, parameters)
+    space = _Space(a.dense())
+    c = -space.solve(r)
+    held, further = there.linearize(corrected, there.batch(1), parameters)
+    before, after = float(held.norm()), float((held + further.times(c)).norm())
+    with torch.no_grad():
+        u, basis = trial(x), network.basis(x)
+    basis = torch.cat([basis, torch.ones_like(basis[:, :1])], 1)
+    columns = [[*range(k * features, (k + 1) * features), m * features + k] for k in range(m)]
+    e = torch.stack([basis @ c[own] for own in columns], 1)
+    stability = space.stability(basis.T @ basis / len(x), columns)
+    size, off = (float(value.norm()) / len(x) ** 0.5 for value in (u + e, e))
+    shifts = c[m * (features + 1) :].tolist()
+    return Estimate(
+        correction=off / size,
+        limit=(off + stability * after) / size,
+        each={name: float(e[:, k].norm() / (u + e)[:, k].norm()) for k, name in enumerate(names)},
+        coefficients={name: abs(shift * slope) for (name, slope), shift in zip(trial.slopes().items(), shifts, strict=True)},
+        residuals={name: float(part.norm()) for name, part in there.scaled(corrected, there.batch(1)).items()},
+        explained=1 - after / before if before else 1.0,
+        stability=stability,
+    )
+
+
+def estimated(trial: Trial, task: Collocation) -> dict[str, Any]:
+    """The same as numbers by name, or `why` there are none: nothing that fails here is worth the results of a run."""
+    try:
+        return estimate(trial, task).as_dict()
+    except (ValueError, RuntimeError, np.linalg.LinAlgError) as error:
+        return {"why": str(error)}
+
+
+def _points(task: Collocation, columns: int) -> tuple[int, int]:
+    """On each interior and each boundary: for `ROWS` residuals to a column, an eighth of the points on each boundary."""
+    inside = sum(isinstance(t.where, Region) and not t.where.has_normal for t in task.problem.terms.values())
+    count = -(-ROWS * columns // max(inside, 1))
+    return count, -(-count // 8)
+
+
+class _Space:
+    """A tall A by QR decompositions, the second one with pivots, so that its rank shows: A[:, order] = Q T."""
+
+    def __init__(self, a: Tensor) -> None:
+        self._q, r = torch.linalg.qr(a)
+        self._inner, self._t, self._order = qr(r.double().cpu().numpy(), pivoting=True)
+        self._sizes = np.abs(np.diag(self._t))
+
+    def _rank(self, cut: float) -> int:
+        return int((self._sizes > cut * self._sizes[0]).sum())
+
+    def solve(self, r: Tensor) -> Tensor:
+        """c of least |A c - r|, but for directions that rounding hides."""
+        k, found = self._rank(CUT), torch.zeros_like(self._q[0])
+        inner = self._inner[:, :k].T @ (self._q.T @ r).double().cpu().numpy()
+        found[self._order[:k].tolist()] = torch.as_tensor(solve_triangular(self._t[:k, :k], inner)).to(r)
+        return found
+
+    def stability(self, gram: Tensor, columns: list[list[int]]) -> float:
+        """The greatest root of v^T M v over |A v|, M made of `gram` at the `columns` of each unknown."""
+        k, whole = self._rank(SURE), np.zeros((len(self._order),) * 2)
+        for own in columns:
+            whole[np.ix_(own, own)] = gram.double().cpu().numpy()
+        mass, t = whole[np.ix_(self._order[:k], self._order[:k])], self._t[:k, :k]
+        half = solve_triangular(t, solve_triangular(t, mass, trans="T").T, trans="T")
+        return float(eigh(half, eigvals_only=True, subset_by_index=[k - 1, k - 1])[0] ** 0.5)

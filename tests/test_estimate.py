@@ -1,0 +1,115 @@
+"""The estimate of a solution's error: against true errors, and its constant against a spectral computation."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import eigh
+
+from pinnsketch import Box, Problem, Term, solve
+from pinnsketch.collocation import Collocation
+from pinnsketch.estimate import estimate
+from pinnsketch.library import find_problem, load_problem
+from pinnsketch.network import MLP
+from pinnsketch.trial import Trial
+
+
+def shipped(name, **parameters):
+    from pathlib import Path
+
+    return load_problem(find_problem(name, Path.cwd()), parameters)
+
+
+def untrained(problem, **options):
+    bounds = torch.tensor(problem.domain.bounds)
+    network = MLP(bounds, len(problem.unknowns), width=20, depth=2, generator=torch.Generator().manual_seed(1))
+    return Trial(network, problem.coefficients), Collocation(problem, interior=200, boundary=50, **options)
+
+
+def trained(problem, steps):
+    points = {"interior": 150, "boundary": 50, "resample": 1}
+    train = {"method": "natural_gradient", "steps": steps}
+    return solve(problem, network={"width": 20, "depth": 2}, points=points, train=train, monitor=False)
+
+
+@pytest.mark.parametrize("name", ["poisson", "heat", "poisson_disk"])
+def test_of_a_linear_problem_any_error_however_large_is_found(name):
+    problem = shipped(name)
+    trial, task = untrained(problem)
+    found, true = estimate(trial, task), task.error(trial)["overall"]
+    assert found.correction == pytest.approx(true, rel=1e-3)
+    assert found.explained > 0.999
+    assert true <= found.limit <= 1.2 * true
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("poisson", {}), ("heat", {}), ("poisson_disk", {}), ("burgers", {"nu": 0.2})],
+    ids=lambda v: str(v),
+)
+def test_of_a_trained_solution_the_error_lies_within_the_estimates(name, parameters):
+    solution = trained(shipped(name, **parameters), 40)
+    found, true = solution.estimate, solution.error["overall"]
+    assert true < 0.01
+    assert 0.5 * true < found["correction"] < 2 * true
+    assert true < found["limit"]
+
+
+def test_the_error_of_an_unknown_coefficient_is_estimated_too():
+    solution = trained(shipped("inverse_diffusivity"), 40)
+    (true,) = (abs(found["estimate"] - found["exact"]) for found in solution.metrics["unknowns"].values())
+    (found,) = solution.estimate["coefficients"].values()
+    assert 0.3 * true < found < 3 * true
+
+
+def chebyshev(n):
+    """Points on [0, 1], the differentiation matrix of Trefethen (2000, cheb.m), and Clenshaw-Curtis weights."""
+    k = np.arange(n + 1)
+    x, c = np.cos(np.pi * k / n), np.where((k == 0) | (k == n), 2.0, 1.0) * (-1.0) ** k
+    d = np.outer(c, 1 / c) / (x[:, None] - x[None, :] + np.eye(n + 1))
+    d -= np.diag(d.sum(1))
+    moments = [0.0 if j % 2 else 2 / (1 - j * j) for j in k]
+    weights = np.linalg.solve(np.cos(np.outer(k, np.arccos(x))), moments)
+    return (x + 1) / 2, 2 * d, weights / 2
+
+
+@pytest.mark.parametrize("weight", [1.0, 100.0])
+def test_the_stability_constant_is_that_of_a_spectral_discretisation(weight):
+    line = Box(x=(0, 1))
+    terms = {"equation": Term(line.interior, lambda u: u.xx + 1), "ends": Term(line.boundary, lambda u: u, weight=weight)}
+    trial, task = untrained(Problem(line, "u", terms))
+    _, d, w = chebyshev(40)
+    ends = np.zeros((41, 41))
+    ends[[0, 40], [0, 40]] = weight / 2
+    energy = (d @ d).T @ np.diag(w) @ (d @ d) + ends
+    (most,) = eigh(np.diag(w), energy, eigvals_only=True, subset_by_index=[40, 40])
+    assert estimate(trial, task).stability == pytest.approx(most**0.5, rel=0.02)
+
+
+def test_it_changes_nothing_and_is_the_same_each_time():
+    trial, task = untrained(shipped("kovasznay"))
+    before = [p.clone() for p in trial.parameters()]
+    first, second = estimate(trial, task), estimate(trial, task)
+    assert first == second
+    assert all(torch.equal(a, b) for a, b in zip(before, trial.parameters(), strict=True))
+    assert all(p.requires_grad and p.grad is None for p in trial.parameters())
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["against the exact solution", "by the estimate"])
+def test_a_run_ends_once_its_error_is_small_enough(known):
+    problem = shipped("poisson")
+    if not known:
+        problem = Problem(problem.domain, problem.unknowns, problem.terms, problem.parameters)
+    train = {"until": 0.05, "log": 5, "method": "lbfgs", "steps": 2000}
+    solution = solve(problem, network={"width": 20, "depth": 2}, train=train)
+    assert solution.metrics["steps"] < 1000
+    assert "is not above train.until, 0.05" in solution.metrics["note"]
+    assert solution.outcome == "solved"
+    found = solution.error or {"overall": solution.estimate["correction"]}
+    assert found["overall"] <= 0.05
+
+
+def test_where_residuals_mix_points_it_says_why_there_is_none():
+    square = Box(x=(0, 1), y=(0, 1))
+    terms = {"mean": Term(square.interior, lambda u: u - u.value.mean() + u.xx), "edge": Term(square.boundary, lambda u: u - 1)}
+    solution = solve(Problem(square, "u", terms), network={"width": 8, "depth": 1}, train={"method": "adam", "steps": 2})
+    assert "mixes points" in solution.estimate["why"]
