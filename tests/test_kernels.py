@@ -1,6 +1,7 @@
 """What runs in one kernel on a GPU is what plain code computes: on a GPU, or with TRITON_INTERPRET=1 on a CPU."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def plain(monkeypatch):
     def call(function, *args):
         with monkeypatch.context() as patch:
             for place in PLACES:
-                patch.setattr(f"pinnsketch.layers.{place}.fused", lambda x: None)
+                patch.setattr(sys.modules[f"pinnsketch.layers.{place}"], "fused", lambda x: None)
             return function(*args)
 
     return call

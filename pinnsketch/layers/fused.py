@@ -16,7 +16,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def fused(x: Tensor) -> Any:
-    """The module of kernels for tensors like x; None: the plain code is to run, as on a CPU, or where operations are recorded."""
+    """The module of kernels for tensors like x; None: plain code is to run, as on a CPU, or where operations are recorded."""
     if not (x.is_cuda or INTERPRETED) or _get_current_dispatch_mode() is not None:
         return None
     if x.is_cuda and _tried.get(x.device) is None and torch.cuda.is_current_stream_capturing():
