@@ -81,7 +81,9 @@ def _next_seed(counter, seed, key, by):
 
 
 @triton.jit
-def _signs(seed, offset, out, random, kept, size, entry, mean, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+def _signs(
+    seed, offset, out, random, kept, size, entry, mean, CENTRED: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """One row of S: of `kept` rows in a group the first `random` are +-entry, less their mean if there are others."""
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
@@ -92,7 +94,7 @@ def _signs(seed, offset, out, random, kept, size, entry, mean, WIDE: tl.constexp
     sign = (1 - 2 * bit).to(WIDE)
     e = _double(entry, WIDE)
     value = sign * e
-    if random < kept:
+    if CENTRED:
         value = value - tl.sum(tl.where(inside, sign, tl.zeros_like(sign)), axis=0) * e / size
         flat = tl.zeros_like(sign) + _double(mean, WIDE)
         value = tl.where(place < random, value, flat)
@@ -201,7 +203,7 @@ def signs(seed: Tensor, offset: int, count: int, random: int, kept: int, size: i
     numbers = random, kept, size, _bits(random**-0.5), _bits(size**-0.5)
     block = triton.next_power_of_2(size)
     with _on(seed):
-        _signs[(count * kept,)](seed, offset, out, *numbers, WIDE=_wide(dtype), BLOCK=block)
+        _signs[(count * kept,)](seed, offset, out, *numbers, CENTRED=random < kept, WIDE=_wide(dtype), BLOCK=block)
     return out
 
 
