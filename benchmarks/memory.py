@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from pinnsketch.collocation import Collocation
 from pinnsketch.compiled import CannotCompile, Captured
 from pinnsketch.gradient import Gradient
-from pinnsketch.layers import saved_bytes, sketch_layers
+from pinnsketch.layers import AutomaticRank, saved_bytes, sketch_layers
 from pinnsketch.library import find_problem, load_problem
 from pinnsketch.network import MLP
 from pinnsketch.solve import median_interval
@@ -260,14 +260,20 @@ PINNS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "sketched 1/4": lambda model: sketch_layers(model, keep=0.25),
     "sketched 1/4, activations exact": lambda model: sketch_layers(model, keep=0.25, activations="exact"),
     "sketched 1/2": lambda model: sketch_layers(model, keep=0.5),
+    "sketched 0.42": lambda model: sketch_layers(model, keep=0.42),
+    "lowrank+rademacher 0.42": lambda model: sketch_layers(model, keep=0.42, estimator="lowrank+rademacher"),
+    "shares set by the variances, 0.42": lambda model: sketch_layers(model, keep=0.42),
 }
+SHARED = "shares set by the variances, 0.42"
+"""The kind whose layers have shares of their own, set by `AutomaticRank` a tenth of the way and then every tenth."""
 
 
 def pinns(device: str, quick: bool) -> list[Row]:
     """Poisson by Adam, with a step size that falls to zero along a cosine: its noise falls with it. Medians over seeds."""
     rows, first = list[Row](), list[dict[str, float]]()
     for name, convert in PINNS.items():
-        found = [trained(convert, seed, device, 300 if quick else 1500) for seed in range(1 if quick else SEEDS)]
+        budget = 0.42 if name == SHARED else None
+        found = [trained(convert, budget, seed, device, 300 if quick else 1500) for seed in range(1 if quick else SEEDS)]
         first = first or found
         for word, unit in (("error", "relative L2"), ("kept", "B"), ("step", "ms")):
             each = [one[word] for one in found]
@@ -284,8 +290,13 @@ def pinns(device: str, quick: bool) -> list[Row]:
     return rows
 
 
-def trained(convert: Callable[[nn.Module], nn.Module], seed: int, device: str, steps: int) -> dict[str, float]:
-    """One training: its error at the end, bytes kept, and milliseconds a step; on a GPU gradients are replayed."""
+def trained(
+    convert: Callable[[nn.Module], nn.Module], budget: float | None, seed: int, device: str, steps: int
+) -> dict[str, float]:
+    """One training: its error at the end, bytes kept, and milliseconds a step; on a GPU gradients are replayed.
+
+    With a budget, layers have shares of their own that keep so much of all numbers together.
+    """
     problem = load_problem(find_problem("poisson", Path.cwd()))
     bounds, generator = torch.tensor(problem.domain.bounds), torch.Generator().manual_seed(seed)
     trial = Trial(convert(MLP(bounds, width=50, depth=4, generator=generator)).to(device))
@@ -298,11 +309,14 @@ def trained(convert: Callable[[nn.Module], nn.Module], seed: int, device: str, s
         return torch.autograd.grad(loss, parameters)
 
     kept = saved_bytes(lambda: task.losses(trial, batch))
+    rank = AutomaticRank(trial, budget, lambda progress: budget) if budget else None
     replayed = Gradient(trial, task, compile="auto")
     optimizer = torch.optim.Adam(parameters, lr=2e-3)
     fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     began = time.perf_counter()
-    for _ in range(steps):
+    for k in range(steps):
+        if rank and k % (steps // 10) == 0 and rank.update(k / steps):
+            replayed.renew()
         slopes = replayed(batch).gradient if device == "cuda" else gradient(batch)
         for p, slope in zip(parameters, slopes, strict=True):
             p.grad = slope
@@ -311,7 +325,8 @@ def trained(convert: Callable[[nn.Module], nn.Module], seed: int, device: str, s
     if device == "cuda":
         torch.cuda.synchronize()
     took = time.perf_counter() - began
-    print(*replayed.notes, sep="\n", end="")
+    print("".join(f"{note}\n" for note in replayed.notes), end="", flush=True)
+    kept = saved_bytes(lambda: task.losses(trial, batch)) if rank else kept
     return {"error": task.error(trial)["overall"], "kept": kept, "step": 1e3 * took / steps}
 
 
