@@ -16,7 +16,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import shlex
 import statistics
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from fnmatch import fnmatchcase
@@ -49,6 +51,7 @@ MLP = {"width": 512, "depth": 4, "activation": "tanh", "init": "xavier"}
 CONV = {"kind": "conv", "channels": [32, 64, 128], "width": 512, "depth": 3, "activation": "relu", "init": "kaiming"}
 QUICK = {"data": "digits", "network": {**MLP, "width": 64}}
 PARTS = ("mnist", "cifar10", "stability", "time")
+SEEDS = 3
 
 
 def sketched(estimator: str = "mean+rademacher", keep: float = 0.25, **more: Any) -> Job:
@@ -118,8 +121,9 @@ def train(job: Job, folder: Path | None) -> Job:
     return {**{key: metrics[key] for key in kept}, **memory, "curve": curve, "config": job}
 
 
-def train_all(todo: dict[str, Job], workers: int, folder: Path | None, runs: dict[str, Job], out: Path) -> int:
+def train_all(todo: dict[str, Job], workers: int, folder: Path | None, known: dict[str, Any], out: Path) -> int:
     """Train in so many processes; each result is in the file as soon as it is there. Returns how many failed."""
+    runs = known["runs"]
     failed, spawn = 0, multiprocessing.get_context("spawn")  # a CUDA context does not survive a fork
     with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         waiting = {pool.submit(train, job, folder): name for name, job in todo.items()}
@@ -131,7 +135,7 @@ def train_all(todo: dict[str, Job], workers: int, folder: Path | None, runs: dic
                 failed += 1
                 print(f"{name}: FAILED: {type(error).__name__}: {error}", flush=True)
                 continue
-            replace(out, json.dumps({"runs": runs}))
+            replace(out, json.dumps(known))
             print(f"{len(runs)}: {name}: {100 * found['test_accuracy']:.2f} %, {found['seconds']:.1f} s", flush=True)
             for note in found["warnings"]:
                 print(f"  {note}", flush=True)
@@ -265,17 +269,39 @@ def frontier(axes: Any, runs: dict[str, Job]) -> None:
     axes.legend(fontsize=7, ncols=3)
 
 
+def command(given: Any) -> str:
+    """This call, as it is to be repeated: DIR and FILE stand for folders of this machine."""
+    known = {str(given.data): "DIR", str(given.out): "FILE"}
+    return shlex.join(["python", *(known.get(word, word) for word in sys.argv)])
+
+
+def absent(runs: dict[str, Job]) -> list[str]:
+    """What of all parts was not trained, and what for fewer or more epochs than they say."""
+    found = []
+    for part in PARTS:
+        whole = jobs(part, SEEDS, None, quick=False)
+        missing = [name.removeprefix(f"{part}: ") for name in whole if name not in runs]
+        if missing:
+            names = "all of it" if len(missing) == len(whole) else "; ".join(missing)
+            found.append(f"{part}, {len(missing)} of {len(whole)} trainings: {names}")
+        for name in sorted(whole.keys() & runs.keys()):
+            epochs, usual = (job["train"]["epochs"] for job in (runs[name]["config"], whole[name]))
+            found += [f"{name}: {epochs} epochs in place of {usual}"] if epochs != usual else []
+    return found
+
+
 def main() -> None:
     words = parser("backprop", __doc__.splitlines()[0])
     words.add_argument("--data", type=Path, help="folder of the folders mnist and cifar10; the usual cache otherwise")
     words.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     words.add_argument("--parts", default=",".join(PARTS), help="what to train, of " + ", ".join(PARTS))
     words.add_argument("--only", default="*", help="names of trainings, with * and ?, separated by semicolons")
-    words.add_argument("--seeds", type=int, default=3)
+    words.add_argument("--seeds", type=int, default=SEEDS)
     words.add_argument("--epochs", type=int, help="in place of those of each part")
     words.add_argument("--figure", action="store_true", help="train nothing; draw what is in the file")
     given = words.parse_args()
-    runs = json.loads(given.out.read_text())["runs"] if given.out.exists() else {}
+    kept = json.loads(given.out.read_text()) if given.out.exists() else {"runs": {}}
+    runs = kept["runs"]
     if given.figure:
         figure(runs, given.out)
         return
@@ -284,6 +310,8 @@ def main() -> None:
         words.error(f"--parts: expected some of {', '.join(PARTS)}; got {given.parts}")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     quick, everything, failed = given.quick, list[str](), 0
+    several = dict.fromkeys([*filter(None, kept.get("command", "").split("; ")), command(given)])
+    here, trained = {"command": "; ".join(several), "runs": runs}, False
     for part in parts:
         if quick and part == "cifar10":
             continue
@@ -291,14 +319,16 @@ def main() -> None:
         wanted = {name: job for name, job in known.items() if any(fnmatchcase(name, only) for only in given.only.split(";"))}
         everything += wanted
         todo = {name: job for name, job in wanted.items() if name not in runs}
-        failed += train_all(todo, 1 if part == "time" else given.jobs, given.data, runs, given.out)
-    left_out = ["MNIST and CIFAR-10: the bundled digits and a small network in their place"] if quick else []
+        trained |= bool(todo)
+        failed += train_all(todo, 1 if part == "time" else given.jobs, given.data, here, given.out)
+    left_out = ["MNIST and CIFAR-10: the bundled digits and a small network in their place"] if quick else absent(runs)
     if not runs:
         words.exit(1, "Nothing was trained.\n")
     rows = summary({name: runs[name] for name in [*everything, *runs] if name in runs})
     if quick:  # what is trained is not what the goals are for
         rows = [dataclasses.replace(row, goal=None, met=None) for row in rows]
-    write(given.out, rows, ("torch", "numpy", "pinnsketch"), left_out=left_out, runs=runs)
+    made = here if trained else {key: kept[key] for key in ("machine", "versions", "command", "runs") if key in kept}
+    write(given.out, rows, ("torch", "numpy", "pinnsketch"), **made, left_out=left_out)
     if failed:
         words.exit(1, f"{failed} trainings failed: call again to try them again.\n")
 

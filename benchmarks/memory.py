@@ -4,22 +4,26 @@ Networks: an MLP 784-4x512-10 with tanh, batches of 128 and 4,096; a convolution
 transformer of two blocks, 64 sequences of 64 tokens; on a GPU, ResNet-50 on 224 x 224 images, batch 64. Each is trained by Adam
 on drawn data: as it is (`exact`), with sketched layers (two shares with packed activations, and one without), with inputs
 rounded to 4 bits, and checkpointed (torch.utils.checkpoint, every two blocks), in turns on one machine. The ratio of times is
-the median over rounds of that to `exact`. Peak memory is what one step has in use at most beyond what is there before it, its
-gradients included: on a GPU from the allocator, on a CPU from the profiler's record of allocations.
+the median over rounds of that to `exact`. On a GPU `step` is a whole step replayed as one CUDA graph, as runs on images are,
+and `eager step` one whose kernels are launched one by one. Peak memory is what one step has in use at most beyond what is there
+before it, its gradients included: on a GPU from the allocator, on a CPU from the profiler's record of allocations.
 
 PINN: Poisson, 4 x 50 tanh, Taylor mode, Adam: error and bytes kept with sketched layers beside exact ones, same points, same
 steps.
 
-    python benchmarks/memory.py [--quick] [--device cuda] [--out FILE]
+    python benchmarks/memory.py [--quick] [--device cuda] [--only PATTERN] [--out FILE]
 """
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -30,14 +34,19 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from pinnsketch.collocation import Collocation
-from pinnsketch.layers import saved_bytes, sketch_layers
+from pinnsketch.compiled import CannotCompile, Captured
+from pinnsketch.gradient import Gradient
+from pinnsketch.layers import AutomaticRank, saved_bytes, sketch_layers
 from pinnsketch.library import find_problem, load_problem
 from pinnsketch.network import MLP
 from pinnsketch.solve import median_interval
 from pinnsketch.trial import Trial
 
 STEP_GOAL, PINN_GOAL = 1.15, 1.5
+SEEDS = 3
+"""Of the PINN."""
 Kind = Callable[[nn.Sequential], nn.Module]
+Batch = tuple[Tensor, Tensor]
 
 
 class Checkpointed(nn.Module):
@@ -49,7 +58,7 @@ class Checkpointed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False)
+            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)  # which a capture cannot do
         return x
 
 
@@ -148,17 +157,30 @@ CASES: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...], int, int]] 
 """By name: the network, the shape of a batch, classes, and rounds of turns."""
 
 
-def step_of(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+def step_of(model: nn.Module) -> Callable[[Batch], Batch]:
+    """A step of training on a batch."""
+    on_gpu = next(model.parameters()).is_cuda
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True, capturable=on_gpu)
 
-    def step() -> None:
+    def step(batch: Batch) -> Batch:
+        x, y = batch
         optimizer.zero_grad()
         cross_entropy(model(x), y).backward()
         optimizer.step()
-        if x.is_cuda:
-            torch.cuda.synchronize()
+        return batch
 
     return step
+
+
+def waited(step: Callable[[Batch], Any], batch: Batch) -> Callable[[], None]:
+    """A step to its end, also on a GPU."""
+
+    def run() -> None:
+        step(batch)
+        if batch[0].is_cuda:
+            torch.cuda.synchronize()
+
+    return run
 
 
 def peak(step: Callable[[], None], on_gpu: bool) -> int:
@@ -179,33 +201,57 @@ def peak(step: Callable[[], None], on_gpu: bool) -> int:
     return most
 
 
-def compare(name: str, device: str, quick: bool) -> list[Row]:
-    """One network, all kinds in turns."""
+def compare(name: str, device: str, quick: bool) -> tuple[list[Row], list[str]]:
+    """One network, all kinds in turns; rows, and what could not be captured."""
     make, shape, classes, rounds = CASES[name]
     torch.manual_seed(0)
     plain = make().to(device)
-    x, y = torch.randn(shape, device=device), torch.randint(classes, shape[:1], device=device)
+    x, y = batch = torch.randn(shape, device=device), torch.randint(classes, shape[:1], device=device)
     models = {kind: build(deepcopy(plain)) for kind, build in KINDS.items()}
-    steps = {kind: step_of(model, x, y) for kind, model in models.items()}
     kept = {kind: saved_bytes(lambda model=model: cross_entropy(model(x), y)) for kind, model in models.items()}
-    most = {kind: peak(step, device == "cuda") for kind, step in steps.items()}
-    took = dict(zip(steps, turns([*steps.values()], 2 if quick else rounds), strict=True))
-    rows = [Row(f"{name}: step, exact ({device})", 1e3 * float(np.median(took["exact"])), "ms")]
-    again = float(np.median([a / b for a, b in zip(took["checkpointed"], took["exact"], strict=True)]))
-    for kind in KINDS:
-        share, high = kept[kind] / kept["exact"], most[kind] / most["exact"]
+    bare = {kind: step_of(model) for kind, model in models.items()}
+    eager = {kind: waited(step, batch) for kind, step in bare.items()}
+    most = {kind: peak(step, device == "cuda") for kind, step in eager.items()}
+    rows, left_out = list[Row](), list[str]()
+    for kind, share in kept.items():
         if kind == "exact":
-            rows.append(Row(f"{name}: kept, exact ({device})", kept[kind], "B"))
-            rows.append(Row(f"{name}: peak, exact ({device})", most[kind], "B"))
+            rows += [Row(f"{name}: {word}, exact ({device})", of[kind], "B") for word, of in (("kept", kept), ("peak", most))]
             continue
-        rows.append(Row(f"{name}: kept, {kind} ({device})", share, "x"))
+        high = most[kind] / most["exact"]
+        rows.append(Row(f"{name}: kept, {kind} ({device})", share / kept["exact"], "x"))
         falls = None if kind in ("checkpointed", "sketched 1/4, activations exact") else "< 1"
         rows.append(Row(f"{name}: peak, {kind} ({device})", high, "x", falls, high < 1 if falls else None))
-        ratio = median_interval([a / b for a, b in zip(took[kind], took["exact"], strict=True)])
-        goal = None if not kind.startswith("sketched") else f"<= {STEP_GOAL}, < checkpointed"
-        met = None if goal is None else bool(ratio["median"] <= STEP_GOAL and ratio["median"] < again)
+    rounds = 2 if quick else rounds
+    if device == "cuda":
+        rows += times(name, "eager step", eager, device, rounds)
+        replayed = dict[str, Callable[[], None]]()
+        for kind, step in bare.items():
+            gc.collect()  # what is left of graphs that were made on another stream would break a capture
+            try:
+                replayed[kind] = waited(Captured(step, batch), batch)
+            except CannotCompile as error:
+                left_out.append(f"{name}: step, {kind}: not captured ({error})")
+        eager = replayed
+    return rows + times(name, "step", eager, device, rounds), left_out
+
+
+def times(name: str, what: str, steps: Mapping[str, Callable[[], None]], device: str, rounds: int) -> list[Row]:
+    """Times of steps in turns, as ratios to that of the exact one; what is measured first has no goal on a GPU."""
+    took = dict(zip(steps, turns([*steps.values()], rounds), strict=True))
+    if "exact" not in took:
+        return []
+    ratios = {
+        kind: median_interval([a / b for a, b in zip(seconds, took["exact"], strict=True)]) for kind, seconds in took.items()
+    }
+    rows = [Row(f"{name}: {what}, exact ({device})", 1e3 * float(np.median(took["exact"])), "ms")]
+    for kind, ratio in ratios.items():
+        if kind == "exact":
+            continue
+        held = what == "step" and kind.startswith("sketched") and "checkpointed" in ratios
+        met = bool(ratio["median"] <= STEP_GOAL and ratio["median"] < ratios["checkpointed"]["median"]) if held else None
         spread = f"95 %: {ratio['low']:.3f} to {ratio['high']:.3f}, {ratio['rounds']} rounds"
-        rows.append(Row(f"{name}: step, {kind} ({device})", ratio["median"], "x", goal, met, spread))
+        goal = f"<= {STEP_GOAL}, < checkpointed" if held else None
+        rows.append(Row(f"{name}: {what}, {kind} ({device})", ratio["median"], "x", goal, met, spread))
     return rows
 
 
@@ -214,59 +260,97 @@ PINNS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "sketched 1/4": lambda model: sketch_layers(model, keep=0.25),
     "sketched 1/4, activations exact": lambda model: sketch_layers(model, keep=0.25, activations="exact"),
     "sketched 1/2": lambda model: sketch_layers(model, keep=0.5),
+    "sketched 0.42": lambda model: sketch_layers(model, keep=0.42),
+    "lowrank+rademacher 0.42": lambda model: sketch_layers(model, keep=0.42, estimator="lowrank+rademacher"),
+    "shares set by the variances, 0.42": lambda model: sketch_layers(model, keep=0.42),
 }
+SHARED = "shares set by the variances, 0.42"
+"""The kind whose layers have shares of their own, set by `AutomaticRank` a tenth of the way and then every tenth."""
 
 
 def pinns(device: str, quick: bool) -> list[Row]:
-    """Poisson by Adam, with a step size that falls to zero along a cosine: its noise falls with it."""
-    problem, steps, rows = load_problem(find_problem("poisson", Path.cwd())), 300 if quick else 1500, list[Row]()
-    bounds, first = torch.tensor(problem.domain.bounds), dict[str, float]()
+    """Poisson by Adam, with a step size that falls to zero along a cosine: its noise falls with it. Medians over seeds."""
+    rows, first = list[Row](), list[dict[str, float]]()
     for name, convert in PINNS.items():
-        network = convert(MLP(bounds, width=50, depth=4, generator=torch.Generator().manual_seed(0)))
-        trial = Trial(network.to(device))
-        task = Collocation(problem, device=device)
-        batch = task.batch()
-        task.check(trial)
-        kept = saved_bytes(lambda task=task, trial=trial, batch=batch: task.losses(trial, batch))
-        optimizer = torch.optim.Adam(trial.parameters(), lr=2e-3)
-        fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        began = time.perf_counter()
-        for _ in range(steps):
-            optimizer.zero_grad()
-            sum(task.weights[term] * loss for term, loss in task.losses(trial, batch).items()).backward()
-            optimizer.step()
-            fall.step()
-        took, error = time.perf_counter() - began, task.error(trial)["overall"]
-        found: dict[str, float] = {"error": error, "kept": kept, "step": 1e3 * took / steps}
+        budget = 0.42 if name == SHARED else None
+        found = [trained(convert, budget, seed, device, 300 if quick else 1500) for seed in range(1 if quick else SEEDS)]
         first = first or found
-        rows += [Row(f"PINN: {word}, {name} ({device})", found[word], unit) for word, unit in
-                 (("error", "relative L2"), ("kept", "B"), ("step", "ms"))]  # fmt: skip
+        for word, unit in (("error", "relative L2"), ("kept", "B"), ("step", "ms")):
+            each = [one[word] for one in found]
+            spread = f"{min(each):.3g} to {max(each):.3g}, {len(each)} seeds"
+            rows.append(Row(f"PINN: {word}, {name} ({device})", median(each), unit, peer=spread))
         if name != "exact":
-            ratio, fewer = error / first["error"], first["kept"] / kept
-            rows.append(Row(f"PINN: error, {name}, of exact ({device})", ratio, "x", f"<= {PINN_GOAL}", ratio <= PINN_GOAL))
+            each = [one["error"] / exact["error"] for one, exact in zip(found, first, strict=True)]
+            ratio, fewer = median(each), first[0]["kept"] / found[0]["kept"]
+            spread = f"{min(each):.3g} to {max(each):.3g}, {len(each)} seeds"
+            goal = f"<= {PINN_GOAL}"
+            rows.append(Row(f"PINN: error, {name}, of exact ({device})", ratio, "x", goal, ratio <= PINN_GOAL, spread))
             goal = None if "exact" in name else ">= 4"
             rows.append(Row(f"PINN: fewer bytes, {name} ({device})", fewer, "x", goal, fewer >= 4 if goal else None))
     return rows
 
 
+def trained(
+    convert: Callable[[nn.Module], nn.Module], budget: float | None, seed: int, device: str, steps: int
+) -> dict[str, float]:
+    """One training: its error at the end, bytes kept, and milliseconds a step; on a GPU gradients are replayed.
+
+    With a budget, layers have shares of their own that keep so much of all numbers together.
+    """
+    problem = load_problem(find_problem("poisson", Path.cwd()))
+    bounds, generator = torch.tensor(problem.domain.bounds), torch.Generator().manual_seed(seed)
+    trial = Trial(convert(MLP(bounds, width=50, depth=4, generator=generator)).to(device))
+    task = Collocation(problem, device=device)
+    batch, parameters = task.batch(), list(trial.parameters())
+    task.check(trial)
+
+    def gradient(batch: Any) -> Sequence[Tensor]:
+        loss = sum(task.weights[term] * value for term, value in task.losses(trial, batch).items())
+        return torch.autograd.grad(loss, parameters)
+
+    kept = saved_bytes(lambda: task.losses(trial, batch))
+    rank = AutomaticRank(trial, budget, lambda progress: budget) if budget else None
+    replayed = Gradient(trial, task, compile="auto")
+    optimizer = torch.optim.Adam(parameters, lr=2e-3)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    began = time.perf_counter()
+    for k in range(steps):
+        if rank and k % (steps // 10) == 0 and rank.update(k / steps):
+            replayed.renew()
+        slopes = replayed(batch).gradient if device == "cuda" else gradient(batch)
+        for p, slope in zip(parameters, slopes, strict=True):
+            p.grad = slope
+        optimizer.step()
+        fall.step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    took = time.perf_counter() - began
+    print("".join(f"{note}\n" for note in replayed.notes), end="", flush=True)
+    kept = saved_bytes(lambda: task.losses(trial, batch)) if rank else kept
+    return {"error": task.error(trial)["overall"], "kept": kept, "step": 1e3 * took / steps}
+
+
 def main() -> None:
     given: Any = parser("memory", __doc__)
     given.add_argument("--device", default="cpu")
+    given.add_argument("--only", default="*", help="networks by name, and PINN, with * and ?")
     given = given.parse_args()
     if given.device == "cpu":
         torch.set_num_threads(1)
-    names = [name for name in CASES if given.device == "cuda" or not name.startswith("ResNet")]
+    names = [name for name in (*CASES, "PINN") if given.device == "cuda" or not name.startswith("ResNet")]
     if given.quick:
-        names = names[:1]
-        print("Left out: all networks but the first MLP, most rounds, and most steps of the PINN.")
+        names = [names[0], "PINN"]
+    wanted = [name for name in names if fnmatchcase(name, given.only)]
+    left_out = [f"{name}: not run" for name in (*CASES, "PINN") if name not in wanted]
+    left_out += ["most rounds, and most steps of the PINN"] if given.quick else []
     rows = list[Row]()
-    for section in [*(lambda name=name: compare(name, given.device, given.quick) for name in names),
-                    lambda: pinns(given.device, given.quick)]:  # fmt: skip
-        found = section()
-        rows += found
+    for name in wanted:
+        found, missed = (pinns(given.device, given.quick), []) if name == "PINN" else compare(name, given.device, given.quick)
+        rows, left_out = rows + found, left_out + missed
         for row in found:
             print(f"{row.name}: {row.value} {row.unit} {row.peer or ''}", flush=True)
-    write(given.out, rows, ("torch", "numpy", "pinnsketch"))
+    print(*(f"Left out: {what}" for what in left_out), sep="\n")
+    write(given.out, rows, ("torch", "numpy", "pinnsketch"), left_out=left_out)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ class ImageRun(Running):
             if whole or due or step.index == 1:
                 error = self.task.error(self.network) if whole else None
                 self.course.record(step, {"epoch": step.index / batches, "error": error})
-            if self._rank and place == 0 and self._rank.update(step.index / self.total):
+            if self._rank and place == 0 and not step.last and self._rank.update(step.index / self.total):
                 self.gradient.renew()
             self.course.keep(step, save)
             yield step

@@ -289,10 +289,10 @@ def test_an_automatic_share_is_set_anew_after_each_epoch():
 
 
 @needs_gpu
-@pytest.mark.parametrize("name", ["sketched", "quantised", "checkpoint", "frozen", "exact"])
+@pytest.mark.parametrize("name", ["sketched", "quantised", "auto", "checkpoint", "frozen", "exact"])
 @pytest.mark.parametrize("given", [MLP, CONV], ids=["mlp", "conv"])
 def test_ways_of_going_backward_are_captured_as_one_cuda_graph(name, given):
-    """All but `ema`, whose pseudoinverse waits for the GPU, and shares that change: these are launched one by one."""
+    """All but `ema`, whose pseudoinverse waits for the GPU; anew where shares have changed."""
     way = RESUMED.get(name, {"method": "exact"})
     run = trained(made(way, given, epochs=3, decay="cosine"))
     assert run.gradient.notes == []

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from pinnsketch.layers.estimator import Part, parts
-from pinnsketch.layers.steele2014_split_mix import STEP
+from pinnsketch.layers.fused import fused
+from pinnsketch.layers.steele2014_split_mix import STEP, signs
 
 Draw = Callable[[Tensor, tuple[int, ...], float, torch.dtype], Tensor]
 
@@ -42,10 +43,13 @@ class Projection:
     def matrices(self, seed: Tensor, rows: int, keep: float, width: int, dtype: torch.dtype) -> list[tuple[Part, Tensor]]:
         """The parts of the rows, each with its S `(count, kept, size)`."""
         found = parts(rows, keep, width)
-        return [(part, self._matrix(seed + i * STEP // 3, part, dtype)) for i, part in enumerate(found)]
+        return [(part, self._matrix(seed, i * STEP // 3, part, dtype)) for i, part in enumerate(found)]
 
-    def _matrix(self, seed: Tensor, part: Part, dtype: torch.dtype) -> Tensor:
-        q = self.random(part)
+    def _matrix(self, seed: Tensor, offset: int, part: Part, dtype: torch.dtype) -> Tensor:
+        q, kernels = self.random(part), fused(seed)
+        if kernels and self.draw is signs and part.size <= kernels.WIDEST:
+            return kernels.signs(seed, offset, part.count, q, part.kept, part.size, dtype)
+        seed = seed + offset if offset else seed
         s = self.draw(seed, (part.count, q, part.size), q**-0.5, dtype)
         if q == part.kept:
             return s

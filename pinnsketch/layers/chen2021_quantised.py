@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pinnsketch.layers.fused import fused
 from pinnsketch.layers.packing import pack, unpack
 from pinnsketch.layers.steele2014_split_mix import round_at_random
 
@@ -52,12 +53,18 @@ def bits_of(x: Tensor, keep: float) -> int:
 
 def rounded(x: Tensor, seed: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """A tensor in so many bits a number, packed `(bytes,)`, and the least and the step of each run, `(runs, 2)`."""
+    kernels = fused(x)
+    if kernels:
+        return kernels.rounded(x.contiguous(), seed, bits)
     low, step, above = _levels(x, bits)
     return pack(round_at_random(above, seed, 2**bits - 1).flatten(), bits), torch.cat([low, step], dim=1)
 
 
 def restored(packed: Tensor, scales: Tensor, bits: int, shape: torch.Size) -> Tensor:
     """The tensor again, but for the rounding."""
+    kernels = fused(packed)
+    if kernels:
+        return kernels.restored(packed, scales, bits, shape)
     low, step = scales.split(1, dim=1)
     values = unpack(packed, bits, len(scales) * RUN).view(-1, RUN).to(low.dtype).mul_(step).add_(low)
     return values.flatten()[: shape.numel()].view(shape)

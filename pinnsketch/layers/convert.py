@@ -1,8 +1,8 @@
-"""sketch_layers: a model with sketched layers that shares the parameters of the given one."""
+"""Copies of a model with other layers: `sketch_layers`, whose copy shares its parameters, and what other converters use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from copy import deepcopy
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -30,6 +30,52 @@ FUNCTIONS: MappingProxyType[Callable[..., Tensor], str] = MappingProxyType(
     }
 )  # fmt: skip
 """What may stand in an attribute of a module, as in `pinnsketch.network.MLP`."""
+
+
+def replaced(
+    model: nn.Module, names: Collection[str], make: Callable[[Any], nn.Module], shared: Iterable[nn.Parameter] = ()
+) -> nn.Module:
+    """A copy of a model in which `make` replaces the modules of these names; one that has several is replaced once.
+
+    Args:
+        model: is left as it is.
+        names: of modules.
+        make: gives the new module for that of the copy, or that itself, changed.
+        shared: parameters that the copy has too, in place of copies of them.
+    """
+    copy = deepcopy(model, {id(p): p for p in shared})
+    old = {name: copy.get_submodule(name) for name in names}
+    new = {module: make(module) for module in old.values()}
+    for name, module in old.items():
+        parent, _, last = name.rpartition(".")
+        if not name:
+            return new[module]
+        setattr(copy.get_submodule(parent), last, new[module])
+    return copy
+
+
+def converted(model: nn.Module, rank: int, pattern: str, make: Callable[[nn.Linear], nn.Module]) -> nn.Module:
+    """A copy of a model in which `make` replaces linear layers.
+
+    Args:
+        model: is left as it is.
+        rank: a layer that has no more rows or no more columns stays as it is: `rank` directions are all it has.
+        pattern: of the names of layers, with the wildcards of `fnmatch`.
+        make: gives the new layer for an old one.
+
+    Raises:
+        ValueError: if there is no such layer; the message lists those that there are.
+    """
+    if rank < 0:
+        raise ValueError(f"rank: expected 0 or more; got {rank}.")
+    linear = {name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, nn.Linear)}
+    chosen = [name for name in linear if fnmatchcase(name, pattern) and min(linear[name].weight.shape) > rank]
+    if not chosen:
+        shapes = ", ".join(f"{name!r} {tuple(module.weight.shape)}" for name, module in linear.items()) or "none"
+        raise ValueError(
+            f"No linear layer matches {pattern!r} and has more than {rank} rows and columns; the linear layers are {shapes}."
+        )
+    return replaced(model, chosen, make)
 
 
 def sketch_layers(
@@ -60,14 +106,17 @@ def sketch_layers(
     """
     if activations not in ("exact", "packed"):
         raise ValueError(f"activations: expected exact or packed; got {activations!r}.")
-    copy = deepcopy(model, {id(p): p for p in model.parameters()})
-    known = {name: module for name, module in copy.named_modules() if type(module) in LAYERS}
-    chosen = {name: module for name, module in known.items() if fnmatchcase(name, pattern)}
+    known = [name for name, module in model.named_modules() if type(module) in LAYERS]
+    chosen = [name for name in known if fnmatchcase(name, pattern)]
     if not chosen:
         raise ValueError(f"pattern: no layer is named {pattern!r}; the layers are {', '.join(known) or 'none'}.")
-    for module in chosen.values():
+
+    def sketching(module: Any) -> nn.Module:
         module.__class__ = LAYERS[type(module)]
         module.sketch_as(Options(weight_gradient, estimator, keep), seed)
+        return module
+
+    copy = replaced(model, chosen, sketching, model.parameters())
     if activations == "packed" and weight_gradient == "sketched":
         _pack_activations(copy, seed)
     for name, module in copy.named_modules():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pinnsketch.layers.replace import converted
+from pinnsketch.layers.convert import converted
 
 
 class LoRALinear(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pinnsketch.jets import Jet
+from pinnsketch.layers.fused import fused
 from pinnsketch.layers.packed_jet import packed_jet
 from pinnsketch.layers.packing import pack, unpack
 from pinnsketch.layers.sketched import Stream, only_once
@@ -68,6 +69,7 @@ SMOOTH: MappingProxyType[str, Smooth] = MappingProxyType(
     }
 )
 """By name."""
+NAMES = {smooth: name for name, smooth in SMOOTH.items()}
 
 
 class PackedSlope(torch.autograd.Function):
@@ -75,9 +77,13 @@ class PackedSlope(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, seed: Tensor, smooth: Smooth, bits: int) -> Tensor:
-        y = smooth.function(x)
-        wide = torch.promote_types(x.dtype, torch.float32)
+        y, kernels = smooth.function(x), fused(x)
         step = (smooth.high - smooth.low) / (2**bits - 1)
+        ctx.bits, ctx.step, ctx.low = bits, step, smooth.low
+        if kernels and x.is_contiguous():
+            ctx.save_for_backward(kernels.slope(x, y, seed, NAMES[smooth], smooth.low, step, bits))
+            return y
+        wide = torch.promote_types(x.dtype, torch.float32)
         packed = torch.empty(-(-x.numel() * bits // 8), dtype=torch.uint8, device=x.device)
         size = PIECE[x.is_cuda]
         for k, (u, v) in enumerate(zip(x.reshape(-1).split(size), y.reshape(-1).split(size), strict=True)):
@@ -86,12 +92,13 @@ class PackedSlope(torch.autograd.Function):
             piece = pack(round_at_random(level, seed + signed(k * (size // 4) * GOLDEN), 2**bits - 1), bits)
             packed[k * size * bits // 8 :][: len(piece)] = piece
         ctx.save_for_backward(packed)
-        ctx.bits, ctx.step, ctx.low = bits, step, smooth.low
         return y
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> Any:
-        (packed,) = ctx.saved_tensors
+        (packed,), kernels = ctx.saved_tensors, fused(delta)
+        if kernels:
+            return only_once(kernels.times_slope(delta.detach(), packed, ctx.low, ctx.step, ctx.bits), TWICE), None, None, None
         flat, size = delta.detach().reshape(-1), PIECE[delta.is_cuda]
         found, given = flat * ctx.step, flat.split(size) if ctx.low else ()
         for k, piece in enumerate(found.split(size)):
@@ -106,6 +113,13 @@ class PackedMask(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:
+        kernels = fused(x)
+        if kernels and x.is_contiguous():
+            y = x if inplace else torch.empty_like(x)
+            if inplace:
+                ctx.mark_dirty(x)
+            ctx.save_for_backward(kernels.relu(x, y))
+            return y
         ctx.save_for_backward(pack((x <= 0).view(torch.uint8).flatten(), 1))
         if not inplace:
             return torch.relu(x)
@@ -114,7 +128,9 @@ class PackedMask(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, delta: Tensor) -> Any:
-        (packed,) = ctx.saved_tensors
+        (packed,), kernels = ctx.saved_tensors, fused(delta)
+        if kernels and not torch.is_grad_enabled():
+            return kernels.relu_slope(delta, packed), None
         return delta.masked_fill(unpack(packed, 1, delta.numel()).view(torch.bool).view(delta.shape), 0), None
 
 

@@ -38,8 +38,12 @@ class Gauge:
         self.sums = torch.zeros(3, device=device)
 
     def __call__(self, found: Tensor, mispaired: Tensor) -> None:
-        one = torch.ones((), device=found.device)
-        self.sums.mul_(DECAY).add_(torch.stack([found.float().square().sum(), mispaired.float().square().sum(), one]))
+        if self.sums.device != found.device:
+            self.sums = self.sums.to(found.device)
+        self.sums.mul_(DECAY)
+        for place, estimate in enumerate((found, mispaired)):
+            self.sums[place].add_(estimate.float().square().sum())
+        self.sums[2].add_(1)
 
 
 class AutomaticRank:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from pinnsketch.layers.estimator import Estimator
+from pinnsketch.layers.fused import fused
 from pinnsketch.layers.steele2014_split_mix import key, seed_of
 
 TWICE = (
@@ -136,9 +137,12 @@ class Stream(nn.Module):
         """The seed of this call, `()` of int64, on the device of a tensor."""
         if self.counter.device != like.device:
             self.counter = self.counter.to(like.device)
+        word, kernels = key(self.seed, self.stream, _process()), fused(like)
+        if kernels:
+            return kernels.next_seed(self.counter, word, int(not self.frozen))
         if not self.frozen:
             self.counter.add_(1)
-        return seed_of(self.counter, key(self.seed, self.stream, _process()))
+        return seed_of(self.counter, word)
 
     def extra_repr(self) -> str:
         return f"seed={self.seed}"

@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pinnsketch.layers.replace import converted, replaced
+from pinnsketch.layers.convert import converted, replaced
 from pinnsketch.layers.restart import Restart, state_of
 
 
