@@ -4,7 +4,7 @@ Each problem that has an exact solution is trained as its config says, for three
 estimate (`pinnsketch.estimate`, which asks no exact solution) is set beside the true relative L2 error: `correction`, what it
 says the error is, and `limit`, what it says the error is not above. `worst` is the largest factor between estimated and true.
 
-    python benchmarks/estimate.py [--quick] [--out FILE]
+    python benchmarks/estimate.py [--quick] [--jobs N] [--out FILE]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from itertools import takewhile
 from math import log10
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +20,6 @@ from typing import Any
 import torch
 from harness import Row, parser, write
 
-from pinnsketch.config import RunConfig
 from pinnsketch.estimate import estimate
 from pinnsketch.library import find_config, find_problem, load_problem, names
 from pinnsketch.run import Run
@@ -28,10 +28,13 @@ SEEDS, FIRST = 3, 25
 Found = dict[str, Any]
 
 
-def one(config: RunConfig, problem: Any, seed: int, most: int) -> list[Found]:
+def one(name: str, seed: int, most: int) -> list[Found]:
     """A training, estimated at steps a factor of two apart and at its end."""
+    torch.set_num_threads(1)
+    config, folder = find_config(name)
+    problem = load_problem(find_problem(config.problem, folder), config.parameters)
     train = config.train.model_copy(update={"seed": seed})
-    run = Run(problem, config.model_copy(update={"train": train, "monitor": None}))
+    run = Run(problem, config.model_copy(update={"train": train, "monitor": None, "device": "cpu"}))
     due, found = FIRST, list[Found]()
     for step in takewhile(lambda step: step.index <= most, run):
         if step.index != due and not step.last:
@@ -76,15 +79,17 @@ def figure(runs: dict[str, list[Found]], out: Path) -> None:
 
 
 def main() -> None:
-    given: Any = parser("estimate", __doc__.splitlines()[0]).parse_args()
-    torch.set_num_threads(1)
+    words = parser("estimate", __doc__.splitlines()[0])
+    words.add_argument("--jobs", type=int, default=1, help="trainings at a time, of one thread each")
+    given: Any = words.parse_args()
     chosen = [name for name in names("configs") if name in names("problems")]
     chosen, seeds, most = (chosen[:2], 1, 400) if given.quick else (chosen, SEEDS, 10**9)
-    runs, table = dict[str, list[Found]](), list[Row]()
+    table, each = list[Row](), [(name, seed, most) for name in chosen for seed in range(seeds)]
+    runs: dict[str, list[Found]] = {name: [] for name in chosen}
+    with get_context("spawn").Pool(given.jobs) as pool:
+        for (name, *_), found in zip(each, pool.starmap(one, each, chunksize=1), strict=True):
+            runs[name] += found
     for name in chosen:
-        config, folder = find_config(name)
-        problem = load_problem(find_problem(config.problem, folder), config.parameters)
-        runs[name] = [found for seed in range(seeds) for found in one(config, problem, seed, most)]
         table += rows(name, runs[name])
         for row in table[-6:]:
             print(f"{row.name}: {row.value} {row.unit}", flush=True)
