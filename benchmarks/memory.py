@@ -206,11 +206,10 @@ def compare(name: str, device: str, quick: bool) -> tuple[list[Row], list[str]]:
     make, shape, classes, rounds = CASES[name]
     torch.manual_seed(0)
     plain = make().to(device)
-    x, y = batch = torch.randn(shape, device=device), torch.randint(classes, shape[:1], device=device)
+    x, y = batch = torch.randn(shape).to(device), torch.randint(classes, shape[:1]).to(device)
     models = {kind: build(deepcopy(plain)) for kind, build in KINDS.items()}
     kept = {kind: saved_bytes(lambda model=model: cross_entropy(model(x), y)) for kind, model in models.items()}
-    bare = {kind: step_of(model) for kind, model in models.items()}
-    eager = {kind: waited(step, batch) for kind, step in bare.items()}
+    eager = {kind: waited(step_of(model), batch) for kind, model in models.items()}
     most = {kind: peak(step, device == "cuda") for kind, step in eager.items()}
     rows, left_out = list[Row](), list[str]()
     for kind, share in kept.items():
@@ -225,10 +224,10 @@ def compare(name: str, device: str, quick: bool) -> tuple[list[Row], list[str]]:
     if device == "cuda":
         rows += times(name, "eager step", eager, device, rounds)
         replayed = dict[str, Callable[[], None]]()
-        for kind, step in bare.items():
-            gc.collect()  # what is left of graphs that were made on another stream would break a capture
+        for kind, model in models.items():
+            gc.collect()  # what is left of graphs that were made on another stream would break a capture, so also a fresh copy
             try:
-                replayed[kind] = waited(Captured(step, batch), batch)
+                replayed[kind] = waited(Captured(step_of(deepcopy(model)), batch), batch)
             except CannotCompile as error:
                 left_out.append(f"{name}: step, {kind}: not captured ({error})")
         eager = replayed
