@@ -141,6 +141,7 @@ class Captured:
 
     def __init__(self, function: Callable[[Any], Any], batch: Any) -> None:
         self._batch, self._given = holding(batch, (t.clone() for t in tensors_of(batch))), batch
+        self._function = function  # a graph does not keep alive what it reads
         try:
             with torch.cuda.stream(torch.cuda.current_stream()):  # a capture that fails leaves its own stream current
                 stream = torch.cuda.Stream()
