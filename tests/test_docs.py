@@ -105,14 +105,44 @@ def test_the_tables_of_the_monitor_page_are_the_committed_results():
 
 def test_the_tables_of_the_backprop_page_are_the_committed_results():
     page = (ROOT / "docs" / "backprop.md").read_text()
-    found = {row["name"]: row for row in json.loads(RESULTS.with_name("memory.json").read_text())["rows"]}
-    table = re.findall(r"^\| (.+) \| (.+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, flags=re.MULTILINE)
-    assert len(table) == sum(": step, " in name and name[:4] != "PINN" and "step, exact" not in name for name in found)
-    for network, kind, *shown in table:
-        for what, cell in zip(("kept", "peak", "step"), shown, strict=True):
-            assert cell == f"{found[f'{network}: {what}, {kind} (cpu)']['value']:.3g}", (network, kind, what)
-    pinns = re.findall(r"^\| PINN, (.+) \| ([\d.e-]+) \| ([\d,]+) B \| ([\d.]+) ms \|$", page, flags=re.MULTILINE)
-    assert len(pinns) == 4
-    for kind, error, kept, step in pinns:
-        values = [found[f"PINN: {what}, {kind} (cpu)"]["value"] for what in ("error", "kept", "step")]
-        assert (error, kept, step) == (f"{values[0]:.2g}", f"{values[1]:,}", f"{values[2]:.3g}")
+    found = {row["name"]: row for name in ("memory", "memory_h200") for row in _rows(name)}
+    for device, columns in (("cpu", ("kept", "peak", "step")), ("cuda", ("kept", "peak", "step", "eager step"))):
+        cells = r" \| ([\d.]+)" * len(columns)
+        table = re.findall(rf"^\| ([^|]+) \| ([^|]+){cells} \|$", page, flags=re.MULTILINE)
+        steps = [name for name in found if ": step, " in name and f"({device})" in name and "step, exact (" not in name]
+        assert len(table) == sum(not name.startswith("PINN") for name in steps)
+        for network, kind, *shown in table:
+            for what, cell in zip(columns, shown, strict=True):
+                assert cell == f"{found[f'{network}: {what}, {kind} ({device})']['value']:.3g}", (network, kind, what)
+    pinns = re.findall(
+        r"^\| PINN, (.+) \| ([\d.e-]+) \(.*\) \| ([\d,]+) B \| (.*) \| ([\d.]+) ms \|$", page, flags=re.MULTILINE
+    )
+    assert len(pinns) == 6
+    for kind, error, kept, ratios, step in pinns:
+        values = [found[f"PINN: {what}, {kind} (cuda)"]["value"] for what in ("error", "kept", "step")]
+        assert (error, kept, step) == (f"{values[0]:.3g}", f"{values[1]:,}", f"{values[2]:.3g}")
+        if kind != "exact":
+            names = (f"PINN: error, {kind}, of exact (cuda)", f"PINN: fewer bytes, {kind} (cuda)")
+            assert ratios == ", ".join(f"{found[name]['value']:.3g}" for name in names)
+
+
+def test_the_table_of_the_accuracy_page_is_the_committed_result():
+    page = (ROOT / "docs" / "accuracy.md").read_text()
+    found = {row["name"]: row["value"] for row in _rows("estimate")}
+    table = re.findall(r"^\| `(\w+)` \| (.+) \| (.+), (.+) \| (.+) % \| (.+) \| (.+) \|$", page, flags=re.MULTILINE)
+    names = ("true errors", "estimated over true, or under, median", "the same, worst", "true errors within the limit")
+    names += ("limit over true, median", "seconds of an estimate")
+    assert len(table) * len(names) == len(found)
+    for problem, *shown in table:
+        errors, typical, worst, within, limit, seconds = (found[f"{problem}: {name}"] for name in names)
+        assert shown == [
+            errors,
+            *(f"{x:.2f}" for x in (typical, worst)),
+            f"{100 * within:.0f}",
+            f"{limit:.2f}",
+            f"{seconds:.2f}",
+        ]
+
+
+def _rows(name):
+    return json.loads(RESULTS.with_name(f"{name}.json").read_text())["rows"]
