@@ -1,0 +1,384 @@
+"""Error against seconds: every method on the problems that papers measure themselves by, on this machine, in one run.
+
+A row is the median over seeds of the relative L2 error that a method has reached after so many seconds of training (its set-up
+included, measurements of the error left out), against a closed form or a spectral reference whose own error is given. Each
+training has two threads on a CPU. Networks whose activation is that of the solution, sines for sines, are marked `sin`.
+
+    python benchmarks/accuracy.py [--quick] [--device cuda] [--jobs N] [--only PATTERN] [--seeds N] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from inspect import Parameter, Signature
+from math import inf, isfinite, pi
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from harness import Row, parser, write
+from torch import Tensor, cos, exp, sin
+
+from pinnsketch import Box, Problem, Term, laplacian
+from pinnsketch.config import make_config
+from pinnsketch.library import find_problem, load_problem
+from pinnsketch.run import Run
+
+Options = Mapping[str, Any]
+MARKS = (1, 2, 4, 5, 10, 20, 30, 60, 120, 300)
+"""Seconds at which errors are measured."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem with its goals.
+
+    Args:
+        make: gives the problem.
+        ways: configurations by name of the method.
+        seconds: that each training has.
+        goals: error to be reached within so many seconds, by device.
+        best: what is published, with its source.
+        reference: the solution at points where no closed form is known, and its own relative error.
+    """
+
+    make: Callable[[], Problem]
+    ways: Mapping[str, Options]
+    seconds: float = 30
+    goals: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    best: str = ""
+    reference: Callable[[], tuple[Tensor, Tensor, float]] | None = None
+
+
+def shipped(name: str, **parameters: Any) -> Callable[[], Problem]:
+    return lambda: load_problem(find_problem(name, Path(__file__).parents[1]), parameters)
+
+
+def named(function: Callable[[Mapping[str, Any]], Tensor], names: Sequence[str]) -> Callable[..., Tensor]:
+    """A function that asks for its arguments by these names."""
+
+    def call(**given: Any) -> Tensor:
+        return function(given)
+
+    call.__signature__ = Signature([Parameter(name, Parameter.KEYWORD_ONLY) for name in names])  # type: ignore[attr-defined]
+    return call
+
+
+def poisson(dimension: int) -> Callable[[], Problem]:
+    """-laplacian(u) = f on the unit cube, u the sum of cos(pi x_i) (Dangel, Mueller & Zeinhofer 2024)."""
+    names = [f"x{i}" for i in range(dimension)]
+
+    def exact(given: Mapping[str, Any]) -> Tensor:
+        return cos(pi * torch.cat([given[name] for name in names], 1)).sum(1, keepdim=True)
+
+    def make() -> Problem:
+        cube = Box(**dict.fromkeys(names, (0.0, 1.0)))
+        inside = named(lambda given: laplacian(given["u"]) + pi**2 * exact(given), ["u", *names])
+        edge = named(lambda given: given["u"] - exact(given), ["u", *names])
+        terms = {"poisson": Term(cube.interior, inside), "boundary": Term(cube.boundary, edge, weight=10.0)}
+        return Problem(cube, "u", terms, exact=named(exact, names))
+
+    return make
+
+
+def convection(beta: float) -> Callable[[], Problem]:
+    """u_t + beta u_x = 0, u(x, 0) = sin x (Krishnapriyan et al. 2021), inflow in place of periodic ends."""
+
+    def make() -> Problem:
+        domain = Box(x=(0, 2 * pi), t=(0, 1))
+        return Problem(
+            domain,
+            "u",
+            {
+                "convection": Term(domain.interior, lambda u: u.t / beta + u.x),
+                "inflow": Term(domain.side(x=0), lambda u, t: u - sin(-beta * t), weight=10.0),
+                "start": Term(domain.start("t"), lambda u, x: u - sin(x), weight=10.0),
+            },
+            exact=lambda x, t: sin(x - beta * t),
+        )
+
+    return make
+
+
+def reaction(rho: float = 5.0) -> Problem:
+    """u_t = rho u (1 - u) from a Gaussian (Krishnapriyan et al. 2021)."""
+    domain = Box(x=(0, 2 * pi), t=(0, 1))
+
+    def first(x: Tensor) -> Tensor:
+        return exp(-0.5 * ((x - pi) / (pi / 4)) ** 2)
+
+    return Problem(
+        domain,
+        "u",
+        {
+            "reaction": Term(domain.interior, lambda u: u.t - rho * u * (1 - u)),
+            "start": Term(domain.start("t"), lambda u, x: u - first(x), weight=10.0),
+        },
+        exact=lambda x, t: first(x) * exp(rho * t) / (first(x) * exp(rho * t) + 1 - first(x)),
+    )
+
+
+def two_solitons() -> Problem:
+    """KdV, u_t + 6 u u_x + u_xxx = 0: the two solitons that come of 6 sech(x)^2, on [-4, 8] until t = 0.25, ends given."""
+    domain = Box(x=(-4, 8), t=(0, 0.25))
+
+    def exact(x: Tensor, t: Tensor) -> Tensor:
+        top = 12 * (3 + 4 * torch.cosh(2 * x - 8 * t) + torch.cosh(4 * x - 64 * t))
+        return top / (3 * torch.cosh(x - 28 * t) + torch.cosh(3 * x - 36 * t)) ** 2
+
+    return Problem(
+        domain,
+        "u",
+        {
+            "kdv": Term(domain.interior, lambda u: u.t + 6 * u * u.x + u.xxx),
+            "start": Term(domain.start("t"), lambda u, x, t: u - exact(x, t), weight=100.0),
+            "ends": Term(domain.sides("x"), lambda u, x, t: u - exact(x, t), weight=100.0),
+            "slope": Term(domain.side(x=8), lambda u: u.x, weight=100.0),
+        },
+        exact=exact,
+    )
+
+
+def allen_cahn() -> Problem:
+    """u_t = 1e-4 u_xx + 5 (u - u^3) from x^2 cos(pi x) (Raissi et al. 2019); even, so that its periodic ends are u_x = 0."""
+    domain = Box(x=(-1, 1), t=(0, 1))
+    return Problem(
+        domain,
+        "u",
+        {
+            "equation": Term(domain.interior, lambda u: u.t - 1e-4 * u.xx - 5 * (u - u**3)),
+            "start": Term(domain.start("t"), lambda u, x: u - x**2 * cos(pi * x), weight=100.0),
+            "ends": Term(domain.sides("x"), lambda u: 0.01 * u.x),
+        },
+    )
+
+
+def allen_cahn_reference(modes: int = 8192, steps: int = 4000, times: int = 40) -> tuple[Tensor, Tensor, float]:
+    """Points, values, relative error: by ETDRK4 (Kassam & Trefethen 2005), and from half the modes and steps."""
+    fine, coarse = (_etdrk4(modes // k, steps // k, times) for k in (1, 2))
+    x, t = fine[0][:: modes // 256], fine[1]
+    u, v = fine[2][:, :: modes // 256], coarse[2][:, :: modes // 512]
+    points = np.stack([np.tile(x, len(t)), np.repeat(t, len(x))], 1)
+    values = torch.tensor(u.reshape(-1, 1))
+    return torch.tensor(points), values, float(np.linalg.norm(u - v) / np.linalg.norm(u))
+
+
+def _etdrk4(modes: int, steps: int, times: int) -> tuple[Any, Any, Any]:
+    x = -1 + 2 * np.arange(modes) / modes
+    h, v = 1 / steps, np.fft.rfft(x**2 * np.cos(np.pi * x))
+    linear = 5 - 1e-4 * (np.pi * np.arange(modes // 2 + 1)) ** 2
+    z = h * linear[:, None] + np.exp(1j * np.pi * (np.arange(1, 33) - 0.5) / 32)
+    e, half = np.exp(h * linear), np.exp(h * linear / 2)
+    q = h * ((np.exp(z / 2) - 1) / z).mean(1).real
+    f1 = h * ((-4 - z + np.exp(z) * (4 - 3 * z + z**2)) / z**3).mean(1).real
+    f2 = h * ((2 + z + np.exp(z) * (-2 + z)) / z**3).mean(1).real
+    f3 = h * ((-4 - 3 * z - z**2 + np.exp(z) * (4 - z)) / z**3).mean(1).real
+
+    def nonlinear(v: Any) -> Any:
+        return np.fft.rfft(-5 * np.fft.irfft(v) ** 3)
+
+    kept = []
+    for k in range(1, steps + 1):
+        nv = nonlinear(v)
+        a = half * v + q * nv
+        na = nonlinear(a)
+        b = half * v + q * na
+        nb = nonlinear(b)
+        nc = nonlinear(half * a + q * (2 * nb - nv))
+        v = e * v + f1 * nv + 2 * f2 * (na + nb) + f3 * nc
+        if k % (steps // times) == 0:
+            kept.append(np.fft.irfft(v))
+    return x, np.arange(1, times + 1) / times, np.stack(kept)
+
+
+def points(interior: int, boundary: int, resample: int = 1) -> Options:
+    return {"interior": interior, "boundary": boundary, "resample": resample}
+
+
+def natural(width: int, depth: int, interior: int, boundary: int, activation: str = "tanh", **options: Any) -> Options:
+    return {
+        "network": {"width": width, "depth": depth, "activation": activation},
+        "points": points(interior, boundary),
+        "train": {"method": "natural_gradient", "steps": 10**6, **options},
+    }
+
+
+MINUTE = {"cpu": ((1e-6, 60),), "cuda": ((1e-9, 60),)}
+CASES: dict[str, Case] = {
+    "Poisson 2D": Case(
+        shipped("poisson"),
+        {"natural_gradient 4x50": natural(50, 4, 400, 100), "natural_gradient 4x20": natural(20, 4, 600, 150)},
+        30, {"cpu": ((1e-6, 4), (3e-8, 20)), "cuda": ((3e-8, 1), (1e-10, 30))},
+        "1.2e-7 in 468 s (ENGD, Dangel et al. 2024)",
+    ),
+    "Poisson 5D": Case(
+        poisson(5), {"natural_gradient 2x32": natural(32, 2, 800, 40)},
+        60, {"cpu": ((1e-5, 60),), "cuda": ((1e-9, 120),)}, "3.5e-8 in 3,000 s (ENGD)",
+    ),
+    "heat": Case(
+        shipped("heat"), {"natural_gradient 4x20": natural(20, 4, 400, 100)},
+        30, {"cpu": ((1e-7, 30),), "cuda": ((1e-9, 30),)}, "6.3e-8 in 1,000 s (KFAC)",
+    ),
+    "Burgers": Case(
+        shipped("burgers"), {"natural_gradient 4x20": natural(20, 4, 1000, 100, damping=1e-4)},
+        60, {"cpu": ((1e-4, 60),), "cuda": ((1e-9, 300),)}, "8e-9 (vRBA with SSBroyden)",
+    ),
+    "Allen-Cahn": Case(
+        allen_cahn, {"natural_gradient 4x20": natural(20, 4, 1000, 200, damping=1e-4)},
+        300, {"cpu": ((1e-3, 300),), "cuda": ((1e-7, 300),)}, "1.9e-6 (vRBA with SSBroyden)", allen_cahn_reference,
+    ),
+    "KdV, two solitons": Case(
+        two_solitons, {"natural_gradient 4x30": natural(30, 4, 800, 100)},
+        300, {"cpu": ((1e-4, 300),), "cuda": ((1e-8, 300),)}, "2.2e-6 (vRBA with SSBroyden, another solution)",
+    ),
+    "wave, c = 2": Case(
+        shipped("wave"), {"natural_gradient 4x30": natural(30, 4, 500, 100)}, 60, MINUTE,
+    ),
+    "convection, beta = 30": Case(
+        convection(30.0), {"natural_gradient 4x30": natural(30, 4, 500, 100)}, 60, MINUTE,
+    ),
+    "convection, beta = 50": Case(
+        convection(50.0), {"natural_gradient 4x30": natural(30, 4, 500, 100)}, 60, MINUTE,
+    ),
+    "Helmholtz (1, 4)": Case(
+        shipped("helmholtz"), {"natural_gradient 4x30": natural(30, 4, 500, 150)}, 60, MINUTE,
+    ),
+    "reaction, rho = 5": Case(
+        reaction, {"natural_gradient 4x20": natural(20, 4, 400, 100)}, 60, MINUTE,
+    ),
+    "Kovasznay, Re 40": Case(
+        shipped("kovasznay"), {"natural_gradient 3x30": natural(30, 3, 300, 75)},
+        120, {"cpu": ((1e-7, 120),), "cuda": ((1e-9, 120),)},
+    ),
+    "Poisson 2D, L-shape": Case(
+        shipped("poisson_l_shape"), {"natural_gradient 4x30": natural(30, 4, 600, 200)}, 60, {"cpu": ((1e-3, 60),)},
+    ),
+}  # fmt: skip
+
+
+def one(name: str, way: str, seed: int, device: str, seconds: float) -> list[tuple[float, float]]:
+    """Seconds and errors of a training, at the marks and at its end."""
+    if device == "cpu":
+        torch.set_num_threads(2)
+    case = CASES[name]
+    options = {key: dict(value) for key, value in case.ways[way].items()}
+    train = {"log": 10**9, "checkpoint": 10**9, "seed": seed, **options.pop("train")}
+    problem, reference = case.make(), case.reference() if case.reference else None
+    config = {"problem": "case.py", "monitor": False, "device": device, "threads": 2, "train": train, **options}
+    began = time.perf_counter()
+    run = Run(problem, make_config(config))
+    found, spent, due = list[tuple[float, float]](), 0.0, list(MARKS)
+    for _ in run:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter() - began - spent
+        if now < due[0] and now < seconds:
+            continue
+        stopped = time.perf_counter()
+        found.append((now, _error(run, reference)))
+        spent += time.perf_counter() - stopped
+        due = [mark for mark in due if mark > now] or [int(1e9)]
+        if now >= seconds:
+            break
+    else:
+        found.append((time.perf_counter() - began - spent, _error(run, reference)))
+    return found
+
+
+def _error(run: Run, reference: tuple[Tensor, Tensor, float] | None) -> float:
+    if reference is None:
+        found = run.task.error(run.trial)
+        return inf if found is None else found["overall"]
+    x, u, _ = reference
+    with torch.no_grad():
+        off = run.trial(x.to(run.trial.device)).cpu() - u
+    return float(off.norm() / u.norm())
+
+
+def reached(curve: list[tuple[float, float]], seconds: float) -> float:
+    """The last error measured by then: infinite if there is none."""
+    return next((error for t, error in reversed(curve) if t <= 1.02 * seconds + 0.2), inf)
+
+
+def rows(name: str, way: str, curves: list[list[tuple[float, float]]], device: str) -> Iterator[Row]:
+    case = CASES[name]
+    goals = {seconds: error for error, seconds in case.goals.get(device, ())}
+    for seconds in sorted({*goals, *(mark for mark in MARKS if mark <= case.seconds), case.seconds}):
+        errors = [reached(curve, seconds) for curve in curves]
+        goal, middle = goals.get(seconds), median(errors)
+        if not isfinite(middle):
+            continue
+        spread = f"{min(errors):.1e} to {max(errors):.1e}, {len(errors)} seeds" + (
+            f"; best known {case.best}" if case.best else ""
+        )
+        met = None if goal is None else middle <= goal
+        yield Row(f"{name}: {way}, {seconds:g} s", middle, "relative L2", goal and f"<= {goal:g}", met, spread)
+
+
+def figure(curves: Mapping[str, list[list[tuple[float, float]]]], out: Path) -> None:
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(key.partition(": ")[0] for key in curves))
+    drawn = Figure(figsize=(13, 3.1 * -(-len(names) // 4)), layout="constrained")
+    for axes, name in zip(drawn.subplots(-(-len(names) // 4), 4, squeeze=False).flat, names, strict=False):
+        ways = [key for key in curves if key.startswith(f"{name}: ")]
+        for i, key in enumerate(ways):
+            for k, curve in enumerate(curves[key]):
+                axes.loglog(
+                    *zip(*curve, strict=True), ".-", lw=0.8, ms=3, color=f"C{i}", label=None if k else key.partition(": ")[2]
+                )
+        axes.set_title(name, fontsize=10)
+        axes.legend(fontsize=6)
+        axes.grid(alpha=0.3)
+        axes.set(xlabel="seconds", ylabel="relative L2 error")
+    drawn.savefig(out.with_suffix(".png"), dpi=120)
+    print(f"Drawn in {out.with_suffix('.png')}")
+
+
+def main() -> None:
+    words = parser("accuracy", __doc__.splitlines()[0])
+    words.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    words.add_argument("--jobs", type=int, default=1, help="trainings at a time, of two threads each on a CPU")
+    words.add_argument("--only", default="*", help="'problem: method' by name, with * and ?, separated by semicolons")
+    words.add_argument("--seeds", type=int, default=3)
+    words.add_argument("--most", type=float, default=inf, help="seconds of a training, at most")
+    given: Any = words.parse_args()
+    if given.quick:
+        given.seeds, given.most, given.only = 1, 5.0, "Poisson 2D: *;heat: *"
+    os.environ["OMP_NUM_THREADS"] = "2"
+    each = [
+        (name, way, seed, given.device, min(case.seconds, given.most))
+        for name, case in CASES.items()
+        for way in case.ways
+        if any(fnmatchcase(f"{name}: {way}", only) for only in given.only.split(";"))
+        for seed in range(given.seeds)
+    ]
+    curves: dict[str, list[list[tuple[float, float]]]] = {}
+    with get_context("spawn").Pool(given.jobs, maxtasksperchild=1) as pool:
+        waiting = [(job, pool.apply_async(one, job)) for job in each]
+        for (name, way, seed, *_), result in waiting:
+            try:
+                curve = result.get()
+            except Exception as error:
+                print(f"{name}: {way}, seed {seed} failed: {error}", flush=True)
+                continue
+            curves.setdefault(f"{name}: {way}", []).append(curve)
+            print(f"{name}: {way}, seed {seed}: " + " ".join(f"{t:.3g} s {e:.1e}" for t, e in curve), flush=True)
+    table = [row for key, found in curves.items() for row in rows(*key.split(": ", 1), found, given.device)]
+    left_out = ["all but two problems, two seeds of three, and what follows the first 5 s"] if given.quick else []
+    references = {
+        name: case.reference()[2] for name, case in CASES.items() if case.reference and any(k.startswith(name) for k in curves)
+    }
+    write(given.out, table, ("torch", "numpy", "pinnsketch"), left_out=left_out, references=references, curves=curves)
+    figure(curves, given.out)
+
+
+if __name__ == "__main__":
+    main()
