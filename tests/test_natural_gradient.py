@@ -22,7 +22,7 @@ from pinnsketch.trial import Trial
 POISSON = Path(__file__).parents[1] / "problems" / "poisson.py"
 
 
-def made(points=60, width=10):
+def made(points=60, width=10, device="cpu"):
     box = Box(x=(0, 1), y=(0, 1))
 
     def exact(x, y):
@@ -34,7 +34,7 @@ def made(points=60, width=10):
     }
     problem = Problem(box, unknowns="u", terms=terms, exact=exact)
     network = MLP(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), width=width, depth=2, generator=torch.Generator().manual_seed(0))
-    return Trial(network), Collocation(problem, interior=points, boundary=points // 3)
+    return Trial(network.to(device)), Collocation(problem, interior=points, boundary=points // 3, device=device)
 
 
 def trained(steps, state=None, trial=None):
@@ -53,7 +53,9 @@ def test_the_direction_in_sample_space_is_that_of_the_normal_equations_in_parame
     damping = 1e-3
     whole = j.T @ j + (damping + FLOOR * j.square().sum()) * torch.eye(j.shape[1], dtype=j.dtype)
     expected = torch.linalg.solve(whole, j.T @ r)
-    torch.testing.assert_close(_solver(jacobian, damping)(r), expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        _solver(jacobian, jacobian.gram(), damping)(r), expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max())
+    )
 
 
 def test_it_leaves_the_gradient_of_the_loss():
@@ -98,3 +100,30 @@ def test_stopped_and_resumed_it_ends_bit_for_bit_where_it_would_have_ended():
 def test_images_have_no_residuals_for_it():
     with pytest.raises(ConfigError, match=r"natural_gradient needs residuals, which only problems have: use adam or sgd"):
         validate(ImageConfig, {"data": "digits", "train": {"method": "natural_gradient"}}, "here")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_its_functions_are_replayed_and_give_what_they_give_one_by_one():
+    from pinnsketch.methods.method import Objective
+    from pinnsketch.methods.mueller2023_natural_gradient import _linearized, _residuals
+    from pinnsketch.methods.replayed import Replayed
+
+    trial, task = made(device="cuda")
+    parameters = list(trial.parameters())
+    for function in (_linearized, _residuals):
+        replayed = Replayed(function)
+        for draw in range(4):
+            batch = task.batch(draw)
+            objective = Objective(parameters, lambda: None, tuple(task.weights), trial, task, batch)
+            found, expected = replayed(objective), function(task, trial, batch)
+            if isinstance(found, dict):
+                found, expected = ([*d.values()] for d in (found, expected))
+            else:
+                v = torch.linspace(-1, 1, found[1].shape[1], dtype=torch.float64, device="cuda")
+                found, expected = ([r, j.times(v), k] for r, j, k in (found, expected))
+            for a, b in zip(found, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+            with torch.no_grad():
+                for p in parameters:
+                    p.mul_(0.9)
+        assert replayed._captured is not None

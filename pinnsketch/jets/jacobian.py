@@ -17,6 +17,8 @@ from pinnsketch.jets.jet import Use
 
 PASSES = 100
 """What an entrywise pass over a matrix costs, in multiplications and additions for each entry."""
+STRIP = 64
+"""Rows of a product of a matrix with itself that are worth a call of their own."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Outer:
         """Inner products with another's rows, `(c n, c' n')`, by channels or by rows, whichever moves fewer numbers."""
         (s, c, n, o), (t, c2, n2, _), i = self.g.shape, other.g.shape, self.x.shape[-1]
         if s * t * (o + i + PASSES) > o * i:
-            return self.rows() @ other.rows().T
+            return _with_itself(self.rows()) if other is self else self.rows() @ other.rows().T
         found = self.g.new_zeros(c, n, c2, n2)
         for k in range(s):
             for m in range(t):
@@ -107,8 +109,12 @@ class Jacobian:
 
     def gram(self) -> Tensor:
         """J J^T, `(N, N)`."""
-        blocks = list(zip(self._rows, self._blocks, strict=True))
-        return torch.cat([torch.cat([self._inner(a, b) for b in blocks], 1) for a in blocks])
+        blocks, found = list(zip(self._rows, self._blocks, strict=True)), dict[tuple[int, int], Tensor]()
+        for i, a in enumerate(blocks):
+            for j, b in enumerate(blocks[i:], start=i):
+                found[i, j] = self._inner(a, b)
+                found[j, i] = found[i, j].T
+        return torch.cat([torch.cat([found[i, j] for j in range(len(blocks))], 1) for i in range(len(blocks))])
 
     def norms(self) -> Tensor:
         """The norm of each row, `(N,)`: of the gradient of each residual."""
@@ -200,6 +206,20 @@ def _gram(x: Tensor) -> Tensor:
     if len(x) == 1:
         return x[0].square().sum(1)[:, None, None]
     return torch.bmm(x.transpose(0, 1), x.permute(1, 2, 0))
+
+
+def _with_itself(rows: Tensor) -> Tensor:
+    """rows rows^T, in strips above the diagonal: little more than half of the work of a full product."""
+    n = len(rows)
+    size = max(STRIP, -(-n // 8))
+    if size >= n:
+        return rows @ rows.T
+    found = rows.new_empty(n, n)
+    for start in range(0, n, size):
+        strip = rows[start : start + size] @ rows[start:].T
+        found[start : start + size, start:] = strip
+        found[start:, start : start + size] = strip.T
+    return found
 
 
 def _stack(tensors: Sequence[Tensor], dim: int) -> Tensor:

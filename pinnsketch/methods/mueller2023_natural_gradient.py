@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pinnsketch.jets import Jacobian
 from pinnsketch.methods.method import Evaluation, Objective
+from pinnsketch.methods.replayed import Replayed
 
 FLOOR, REACH, SHORTEST = 1e-15, 1e-2, 2.0**-30
 """The least lambda over the trace of K; the share of p that the difference quotient for q goes; the shortest step length."""
@@ -33,6 +34,7 @@ class NaturalGradient:
 
     def __init__(self, parameters: Sequence[nn.Parameter], damping: float = 1e-7) -> None:
         self._parameters, self._damping = list(parameters), damping
+        self._linearized, self._residuals = Replayed(_linearized), Replayed(_residuals)
         self._length = 1.0
         self._stalled = False
 
@@ -44,20 +46,21 @@ class NaturalGradient:
         return "no step along the natural gradient lowers the loss at any of its points" if self._stalled else None
 
     def step(self, objective: Objective) -> Evaluation:
-        task, model, batch = objective.task, objective.model, objective.batch
-        r, jacobian = task.linearize(model, batch)
-        each = {name: float(part.square().sum()) for name, part in task.scaled(model, batch).items()}
-        losses = {name: each[name] / weight if weight else 0.0 for name, weight in task.weights.items()}
+        task = objective.task
+        r, jacobian, kernel = self._linearized(objective)
+        each = self._residuals(objective)
+        squares = torch.stack([part.square().sum() for part in each.values()])
+        losses = {name: square / task.weights[name] for name, square in zip(each, squares.tolist(), strict=True)}
         loss = float(r.square().sum())
         self._scatter(2 * jacobian.transposed(r))
         if not isfinite(loss):
             return Evaluation(loss, losses, False)
         start = torch.cat([p.detach().reshape(-1) for p in self._parameters])
-        solve = _solver(jacobian, self._damping * loss)
+        solve = _solver(jacobian, kernel, self._damping * loss)
 
         def residuals(x: Tensor) -> Tensor:
             self._place(x)
-            return torch.cat(list(task.scaled(model, batch).values()))
+            return torch.cat(list(self._residuals(objective).values()))
 
         p = solve(r)
         a = -0.5 * solve(2 / REACH * ((residuals(start - REACH * p) - r) / REACH + jacobian.times(p)))
@@ -104,9 +107,19 @@ class NaturalGradient:
         self._length, self._stalled = state["length"], state["stalled"]
 
 
-def _solver(jacobian: Jacobian, damping: float) -> Callable[[Tensor], Tensor]:
-    """`r -> J^T (J J^T + lambda I)^-1 r`, by Cholesky; lambda grows by tens where rounding left no positive matrix."""
-    kernel = jacobian.gram()
+def _linearized(task: Any, model: Any, batch: Any) -> tuple[Tensor, Jacobian, Tensor]:
+    """r, J and K."""
+    r, jacobian = task.linearize(model, batch)
+    return r, jacobian, jacobian.gram()
+
+
+def _residuals(task: Any, model: Any, batch: Any) -> dict[str, Tensor]:
+    """r by term."""
+    return dict(task.scaled(model, batch))
+
+
+def _solver(jacobian: Jacobian, kernel: Tensor, damping: float) -> Callable[[Tensor], Tensor]:
+    """`r -> J^T (K + lambda I)^-1 r`, by Cholesky; lambda grows by tens where rounding left no positive matrix."""
     trace = float(kernel.diagonal().sum())
     damping += FLOOR * trace
     one = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
