@@ -40,9 +40,7 @@ class Basis:
     @classmethod
     def random(cls, o: int, i: int, size: int, generator: torch.Generator, like: Tensor) -> Basis:
         """Random rotations, and `size` of their o i pairs of columns."""
-        left, right = (
-            torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0].to(like) for n in (o, i)
-        )
+        left, right = (torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0].to(like) for n in (o, i))
         kept = torch.randperm(o * i, generator=generator)[:size].to(like.device)
         return cls(left, right, kept // i, kept % i)
 

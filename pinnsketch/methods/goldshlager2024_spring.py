@@ -1,7 +1,7 @@
 """SPRING (Goldshlager, Abrahamsen & Lin 2024, section 3), for residuals as by Guzmán-Cordero et al. (2025).
 
 The natural gradient of one batch after another forgets what earlier ones asked for. With residuals r `(N,)`, their Jacobian J
-`(N, P)` and the last direction phi, SPRING takes the direction nearest to `mu phi` that solves the present least-squares problem,
+`(N, P)` and the last direction phi, SPRING takes what is nearest to `mu phi` and solves the present least-squares problem,
 
     phi <- mu phi + J^T (J J^T + lambda I)^-1 (r - mu J phi),
 

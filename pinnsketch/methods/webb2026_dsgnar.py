@@ -1,4 +1,4 @@
-"""Doubly sketched Gauss-Newton with an adaptive trust region, after DSGNAR (Webb, Jerad & Cartis 2026, arXiv 2607.02194).
+"""Doubly sketched Gauss-Newton, after DSGNAR (Webb, Jerad & Cartis 2026, arXiv 2607.02194).
 
 The loss is |r|^2 for residuals r `(N,)` with Jacobian J `(N, P)`. A step sees few parameters and few points, fresh each time:
 
@@ -7,18 +7,22 @@ The loss is |r|^2 for residuals r `(N,)` with Jacobian J `(N, P)`. A step sees f
 - points are drawn with a probability that is half uniform, half proportional to their residual, and weighted by its inverse, so
   that `|r + J B z|^2` is estimated without bias, sharp regions most closely.
 
-The step at radius D is `p = -B (A + lambda I)^-1 B^T J^T r`, `A = B^T J^T J B`, with lambda from |p| = D by Newton's method (Moré &
-Sorensen 1983), bent by geodesic acceleration (Transtrum & Sethna 2012). D is the longest of those tried, each twice the one
-before, for which the loss at *all* points falls by `ratio` of what the model predicts. Departures from the source: points drawn in
-place of a CountSketch of rows, rotations layer by layer in place of a cosine transform, Cholesky factors in place of an SVD, radii
-one after another in place of 24 at once, the acceleration.
+A step `p = -B (A + lambda I)^-1 B^T J^T r`, `A = B^T J^T J B`, is bent by geodesic acceleration (Transtrum & Sethna 2012) and
+judged by the loss at *all* points. One of two rules says how far it goes:
+
+- trust region: lambda from |p| = D by Newton's method (Moré & Sorensen 1983), D the longest of those tried, each twice the one
+  before, for which the loss falls by `ratio` of what the model predicts;
+- `lambda = damping |r|^2`, and the length along the bent path by search, as the natural gradient has it.
+
+Departures from the source: points drawn in place of a CountSketch of rows, rotations layer by layer in place of a cosine
+transform, Cholesky factors in place of an SVD, radii one after another in place of 24 at once, one target ratio, no adaptive
+weights; the acceleration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import inf, isfinite, sqrt
-from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -31,14 +35,14 @@ from pinnsketch.methods.method import Evaluation, Objective
 
 FLOOR, START = 1e-15, 1e-3
 """lambda over the trace of A: the least, and the one that the first radius is taken from."""
-REACH, BEND = 0.1, 0.75
+REACH, BEND = 1e-2, 0.75
 """The share of p that the difference quotient for the acceleration goes; the longest acceleration over |p|."""
 CLOSE, ROUNDS, TRIALS, SHORTEST = 0.1, 12, 12, 1e-12
 """How near |p| comes to D; in how many factorings; the most radii of a step; a radius that no longer changes anything."""
 
 
-GOOD = 0.5
-"""The ratio from which on a longer step is tried."""
+LONGEST_PATH, SHORTEST_PATH = 1.0, 2.0**-30
+"""Lengths along a bent path."""
 
 
 class Solution(NamedTuple):
@@ -58,6 +62,11 @@ class Attempt(NamedTuple):
     ratio: float
     length: float
     damping: float
+
+
+Path = Callable[[Solution], Callable[[float], Tensor]]
+"""From a solution, where its bent path is at a length."""
+Loss = Callable[[Tensor], float]
 
 
 class Quadratic:
@@ -112,11 +121,14 @@ class Quadratic:
 class Dsgnar:
     """Sketched Gauss-Newton steps for several thousand points, fixed or fresh at each step.
 
+    What it leaves in `p.grad`, and the losses it gives, are those of the points that were drawn.
+
     Args:
         parameters: what trains.
         share: s over P, in each parameter; 1 leaves nothing out.
         rows: the most points that are drawn of those of a term; all are, where there are no more.
-        ratio: how much of the predicted fall of the loss a step must bring.
+        damping: lambda over the loss; 0: a trust region.
+        ratio: how much of the predicted fall of the loss a step within a trust region must bring.
 
     Raises:
         ValueError: if share is above 1.
@@ -124,12 +136,19 @@ class Dsgnar:
 
     needs_residuals = True
 
-    def __init__(self, parameters: Sequence[nn.Parameter], share: float = 0.25, rows: int = 1000, ratio: float = 0.075) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        share: float = 0.25,
+        rows: int = 1000,
+        damping: float = 0.0,
+        ratio: float = 0.075,
+    ) -> None:
         if share > 1:
             raise ValueError(f"dsgnar: share must be above 0 and at most 1, the part of the parameters that move; got {share}.")
         self._flat, self._shapes = Flat(parameters), [p.shape for p in parameters]
-        self._share, self._rows, self._ratio = share, rows, ratio
-        self._radius, self._damping, self._stalled = 0.0, 0.0, False
+        self._share, self._rows, self._damping, self._ratio = share, rows, damping, ratio
+        self._radius, self._lambda, self._length, self._stalled = 0.0, 0.0, 1.0, False
         self._generator = torch.Generator().manual_seed(0)
 
     def scale(self, factor: float) -> None:
@@ -137,59 +156,67 @@ class Dsgnar:
 
     @property
     def stalled(self) -> str | None:
-        return "no step within a trust region of any radius lowers the loss" if self._stalled else None
+        return "no step lowers the loss at its points, however short" if self._stalled else None
 
     def step(self, objective: Objective) -> Evaluation:
         task, model, batch = objective.task, objective.model, objective.batch
         each = task.scaled(model, batch)
-        squares = {name: float(part.square().sum()) for name, part in each.items()}
-        loss = sum(squares.values())
-        losses = {name: squares[name] / weight if weight else 0.0 for name, weight in task.weights.items()}
-        few, scale = self._drawn(batch, each)
+        loss = sum(float(part.square().sum()) for part in each.values())
+        few, factors = self._drawn(batch, each)
+        scale = torch.cat(list(factors.values()))
         r, jacobian = task.linearize(model, few)
-        if all(map(is_, few, batch)):
-            self._flat.set_gradient(2 * jacobian.transposed(r))
-        else:
-            objective()
-        if not isfinite(loss):
-            return Evaluation(loss, losses, False)
-        bases, start = self._bases(r), self._flat.get()
         r = r * scale
-        model_of_loss = Quadratic(jacobian.along(bases) * scale, r)
+        self._flat.set_gradient(2 * jacobian.transposed(r * scale))
+        parts = dict(zip(factors, r.split([len(factor) for factor in factors.values()]), strict=True))
+        drawn = {name: float(parts[name].square().sum()) for name in task.weights}
+        losses = {name: drawn[name] / weight if weight else 0.0 for name, weight in task.weights.items()}
+        evaluation = Evaluation(sum(drawn.values()), losses, isfinite(loss) and isfinite(sum(drawn.values())))
+        if not evaluation.finite:
+            return evaluation
+        bases, start = self._bases(r), self._flat.get()
+        quadratic = Quadratic(jacobian.along(bases) * scale, r)
 
         def residuals(x: Tensor, points: Sequence[Block]) -> Tensor:
             self._flat.set(x)
             return torch.cat(list(task.scaled(model, points).values()))
 
+        def loss_at(x: Tensor) -> float:
+            found = float(residuals(x, batch).square().sum())
+            return found if isfinite(found) else inf
+
         def lift(z: Tensor) -> Tensor:
             parts = z.split([len(basis.a) for basis in bases])
             return torch.cat([basis.lift(part) for basis, part in zip(bases, parts, strict=True)])
 
-        def attempt(radius: float, damping: float) -> Attempt:
-            at = model_of_loss.within(radius, damping)
+        def path(at: Solution) -> Callable[[float], Tensor]:
             p = lift(at.z)
             ahead = residuals(start - REACH * p, few) * scale
-            a = model_of_loss.bend(at, 2 / REACH * ((ahead - r) / REACH + model_of_loss.slope(at.z)))
-            x = start - p + lift(a)
-            found = float(residuals(x, batch).square().sum())
-            found = found if isfinite(found) else inf
-            return Attempt(x, found, (loss - found) / model_of_loss.predicted(at), at.length, at.damping)
+            a = lift(quadratic.bend(at, 2 / REACH * ((ahead - r) / REACH + quadratic.slope(at.z))))
+            return lambda length: start - length * p + length**2 * a
 
-        if not self._radius:
-            first = model_of_loss.solve(START * model_of_loss.trace)
-            self._radius, self._damping = first.length, first.damping
-        best = self._search(attempt)
-        self._stalled = not best.loss < loss and not objective.fresh and self._radius <= SHORTEST
-        self._flat.set(best.x if best.loss < loss else start)
+        best, x = (self._along if self._damping else self._trusted)(quadratic, path, loss_at, loss)
+        self._flat.set(x if best < loss else start)
+        shortest = self._length <= SHORTEST_PATH if self._damping else self._radius <= SHORTEST
+        self._stalled = not best < loss and not objective.fresh and shortest
         objective.fresh = False
-        return Evaluation(loss, losses, True)
+        return evaluation
 
-    def _search(self, attempt: Callable[[float, float], Attempt]) -> Attempt:
+    def _trusted(self, quadratic: Quadratic, path: Path, loss_at: Loss, loss: float) -> tuple[float, Tensor]:
         """From the last radius on, doubled while the ratio is kept, or else divided by three until it is."""
+        if not self._radius:
+            first = quadratic.solve(START * quadratic.trace)
+            self._radius, self._lambda = first.length, first.damping
+
+        def attempt(radius: float, damping: float) -> Attempt:
+            at = quadratic.within(radius, damping)
+            x = path(at)(1.0)
+            found = loss_at(x)
+            return Attempt(x, found, (loss - found) / quadratic.predicted(at), at.length, at.damping)
+
         radius, left = self._radius, TRIALS
-        best = attempt(radius, self._damping)
+        best = attempt(radius, self._lambda)
         if best.ratio >= self._ratio:
-            while best.ratio >= GOOD and best.length >= (1 - CLOSE) * radius and (left := left - 1):
+            while best.length >= (1 - CLOSE) * radius and (left := left - 1):
                 further = attempt(2 * radius, best.damping / 4)
                 if not further.ratio >= self._ratio:
                     break
@@ -198,8 +225,22 @@ class Dsgnar:
             while not best.ratio >= self._ratio and radius > SHORTEST and (left := left - 1):
                 radius /= 3
                 best = attempt(radius, 4 * best.damping)
-        self._radius, self._damping = max(min(radius, best.length), SHORTEST), best.damping
-        return best
+        self._radius, self._lambda = max(min(radius, best.length), SHORTEST), best.damping
+        return best.loss, best.x
+
+    def _along(self, quadratic: Quadratic, path: Path, loss_at: Loss, loss: float) -> tuple[float, Tensor]:
+        """From twice the last length on, longer or else shorter by factors of two while that is better."""
+        curve = path(quadratic.solve(max(self._damping * loss, FLOOR * quadratic.trace)))
+        length = min(LONGEST_PATH, 2 * self._length)
+        best = loss_at(curve(length))
+        for factor in (2.0, 0.5):
+            while SHORTEST_PATH <= factor * length <= LONGEST_PATH:
+                found = loss_at(curve(factor * length))
+                if found >= best and best < loss:
+                    break
+                length, best = factor * length, found
+        self._length = length if best >= loss else max(length, 2.0**-10)
+        return best, curve(length)
 
     def _bases(self, like: Tensor) -> list[Basis]:
         """Random directions in each parameter."""
@@ -210,24 +251,25 @@ class Dsgnar:
             found.append(Basis.random(o, i, max(1, round(self._share * o * i)), self._generator, like))
         return found
 
-    def _drawn(self, batch: Sequence[Block], each: Mapping[str, Tensor]) -> tuple[tuple[Block, ...], Tensor]:
-        """Points of a batch, drawn by their residuals (by term, each `(k n,)`), and the factor of each of their rows."""
-        blocks, factors = [], []
+    def _drawn(self, batch: Sequence[Block], each: Mapping[str, Tensor]) -> tuple[tuple[Block, ...], dict[str, Tensor]]:
+        """Points drawn by their residuals (by term, each `(k n,)`), and by term the factor of each of their rows."""
+        blocks, factors = [], dict[str, Tensor]()
         for block in batch:
             n = len(block.x)
-            rows = [each[term].view(-1, n) for term in block.terms]
-            weight = rows[0].new_ones(n)
+            columns = {term: each[term].view(-1, n) for term in block.terms}
+            factor = block.x.new_ones(n)
             if n > self._rows:
-                index, weight = self._draw(sum(part.square().sum(0) for part in rows).sqrt())
+                size = torch.cat(list(columns.values())).norm(dim=0)
+                index, factor = self._draw(size)
                 block = block.holding([tensor[index] for tensor in block.tensors])
             blocks.append(block)
-            factors += [weight] * sum(len(part) for part in rows)
-        return tuple(blocks), torch.cat(factors)
+            factors |= {term: factor.to(rows.dtype).repeat(len(rows)) for term, rows in columns.items()}
+        return tuple(blocks), factors
 
     def _draw(self, size: Tensor) -> tuple[Tensor, Tensor]:
         """Which of n points with residuals of a size `(n,)`, by systematic sampling, and factors of their rows."""
         n, m = len(size), self._rows
-        share = 0.5 / n + 0.5 * size / size.sum()
+        share = 0.5 / n + 0.5 * size / size.sum().clamp(min=torch.finfo(size.dtype).tiny)
         ends = (share * m).cumsum(0)
         places = torch.arange(m, dtype=ends.dtype) + torch.rand((), generator=self._generator, dtype=torch.float64)
         index = torch.searchsorted(ends, places.to(ends)).clamp(max=n - 1)
@@ -237,11 +279,13 @@ class Dsgnar:
     def state_dict(self) -> dict[str, Any]:
         return {
             "radius": self._radius,
-            "damping": self._damping,
+            "lambda": self._lambda,
+            "length": self._length,
             "stalled": self._stalled,
             "generator": self._generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._radius, self._damping, self._stalled = state["radius"], state["damping"], state["stalled"]
+        self._radius, self._lambda = state["radius"], state["lambda"]
+        self._length, self._stalled = state["length"], state["stalled"]
         self._generator.set_state(state["generator"])
