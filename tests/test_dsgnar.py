@@ -71,7 +71,7 @@ def test_a_radius_beyond_the_gauss_newton_step_gives_that_step():
 
 
 def test_drawn_points_estimate_sums_over_all_without_bias():
-    trial, task = made(points=200)
+    trial, _ = made(points=200)
     method = Dsgnar(list(trial.parameters()), rows=40)
     size = torch.rand(200, generator=torch.Generator().manual_seed(1), dtype=F64) ** 4
     f, totals = torch.linspace(1, 2, 200, dtype=F64), []

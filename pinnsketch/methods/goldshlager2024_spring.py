@@ -18,8 +18,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from pinnsketch.methods.flat import Flat
+from pinnsketch.methods.frangella2023_nystrom import iterative_solver
 from pinnsketch.methods.method import Evaluation, Objective
 from pinnsketch.methods.mueller2023_natural_gradient import _solver
+
+MOST = 5000
+"""Residuals up to which their kernel is formed and factored; for more, conjugate gradients go by products with J."""
 
 
 class Spring:
@@ -63,7 +67,8 @@ class Spring:
         self._flat.set_gradient(2 * jacobian.transposed(r))
         if not isfinite(loss):
             return Evaluation(loss, losses, False)
-        solve, mu = _solver(jacobian, self._damping), self._momentum
+        few, mu = len(r) <= MOST, self._momentum
+        solve = _solver(jacobian, self._damping) if few else iterative_solver(jacobian, self._damping, r)
         old = r.new_zeros(jacobian.shape[1]) if self._direction is None else mu * self._direction
         self._direction = old + solve(r - jacobian.times(old))
         self._count += 1
