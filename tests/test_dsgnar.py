@@ -123,6 +123,19 @@ def test_stopped_and_resumed_it_ends_bit_for_bit_where_it_would_have_ended(dampi
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("damping", [0.0, 1e-4])
+def test_where_nothing_is_left_to_do_it_stays(damping):
+    trial, task = made()
+    with torch.no_grad():
+        for p in trial.parameters():
+            p.zero_()
+    task.weights = dict.fromkeys(task.weights, 0.0)
+    for step in train(trial, task, [Stage("dsgnar", 3, {"damping": damping})]):
+        assert step.finite
+        assert step.loss == 0
+    assert all(not p.any() for p in trial.parameters())
+
+
 def test_more_than_all_parameters_cannot_move():
     with pytest.raises(ValueError, match=r"share must be above 0 and at most 1, the part of the parameters that move; got 2"):
         Dsgnar([torch.nn.Parameter(torch.zeros(2))], share=2.0)

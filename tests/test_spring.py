@@ -1,4 +1,4 @@
-"""SPRING solves its proximal problem; the Nyström-preconditioned solver gives what a factored kernel does, in fewer products."""
+"""SPRING solves its proximal problem; the Nyström-preconditioned solver gives what a factored kernel does, with less work."""
 
 import pytest
 import torch

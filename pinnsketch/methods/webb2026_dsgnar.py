@@ -94,7 +94,7 @@ class Quadratic:
         for _ in range(ROUNDS):
             found = self.solve(damping)
             excess = found.length / radius - 1
-            if abs(excess) < CLOSE or (excess < 0 and found.damping <= FLOOR * self.trace):
+            if not found.length > 0 or abs(excess) < CLOSE or (excess < 0 and found.damping <= FLOOR * self.trace):
                 break
             low, high = (found.damping, high) if excess > 0 else (low, found.damping)
             half = torch.linalg.solve_triangular(found.factor, found.z[:, None], upper=False)
@@ -205,13 +205,14 @@ class Dsgnar:
         """From the last radius on, doubled while the ratio is kept, or else divided by three until it is."""
         if not self._radius:
             first = quadratic.solve(START * quadratic.trace)
-            self._radius, self._lambda = first.length, first.damping
+            self._radius, self._lambda = max(first.length, SHORTEST), first.damping
 
         def attempt(radius: float, damping: float) -> Attempt:
             at = quadratic.within(radius, damping)
             x = path(at)(1.0)
             found = loss_at(x)
-            return Attempt(x, found, (loss - found) / quadratic.predicted(at), at.length, at.damping)
+            predicted = quadratic.predicted(at)
+            return Attempt(x, found, (loss - found) / predicted if predicted > 0 else -inf, at.length, at.damping)
 
         radius, left = self._radius, TRIALS
         best = attempt(radius, self._lambda)
