@@ -5,12 +5,13 @@ by one matrix product, through an activation by the formula of Faa di Bruno. A s
 carried as one stream (Li et al. 2024, forward Laplacian; Dangel et al. 2025, collapsed Taylor mode).
 """
 
-from pinnsketch.jets.jacobian import Jacobian, Outer, by_point, by_rows, by_uses
+from pinnsketch.jets.jacobian import Basis, Jacobian, Outer, by_point, by_rows, by_uses
 from pinnsketch.jets.jet import RULES, Jet, Jets, NoRule, Use, linear
 from pinnsketch.jets.streams import Streams
 
 __all__ = [
     "RULES",
+    "Basis",
     "Jacobian",
     "Jet",
     "Jets",

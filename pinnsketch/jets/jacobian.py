@@ -21,6 +21,41 @@ STRIP = 64
 """Rows of a product of a matrix with itself that are worth a call of their own."""
 
 
+PIECE = 512
+"""Points at a time whose rows are taken along a basis: a cache holds what is made of them."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Orthonormal directions `left[:, a] right[:, b]^T` in which a parameter `(o, i)` may change, one for each pair (a, b).
+
+    Args:
+        left, right: orthogonal, `(o, o)` and `(i, i)`.
+        a, b: which of their columns, `(s,)`.
+    """
+
+    left: Tensor
+    right: Tensor
+    a: Tensor
+    b: Tensor
+
+    @classmethod
+    def random(cls, o: int, i: int, size: int, generator: torch.Generator, like: Tensor) -> Basis:
+        """Random rotations, and `size` of their o i pairs of columns."""
+        left, right = (torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0].to(like) for n in (o, i))
+        kept = torch.randperm(o * i, generator=generator)[:size].to(like.device)
+        return cls(left, right, kept // i, kept % i)
+
+    def lift(self, z: Tensor) -> Tensor:
+        """The change `(o i,)` with coordinates z `(s,)`."""
+        middle = z.new_zeros(len(self.left), len(self.right)).index_put_((self.a, self.b), z)
+        return (self.left @ middle @ self.right.T).flatten()
+
+    def matrix(self) -> Tensor:
+        """The directions as columns, `(o i, s)`."""
+        return torch.einsum("os,is->ois", self.left[:, self.a], self.right[:, self.b]).flatten(0, 1)
+
+
 @dataclass(frozen=True)
 class Outer:
     """Rows `sum_s g[s, c, n] x[s, n]^T` by one parameter `(o, i)`, for c residuals at n points.
@@ -63,6 +98,22 @@ class Outer:
         """The squared norm of each row, `(c n,)`, by the channel-Gram identity."""
         inputs = torch.einsum("sni,tni->stn", self.x, self.x)
         return torch.einsum("scno,tcno,stn->cn", self.g, self.g, inputs).flatten()
+
+    def along(self, basis: Basis) -> Tensor:
+        """The rows times the directions of a basis, `(s, c n)`: one row a direction."""
+        (s, c, n, o), i = self.g.shape, self.x.shape[-1]
+        if (o, i) != (len(basis.left), len(basis.right)):
+            return (self.rows() @ basis.matrix()).T
+        found = self.g.new_empty(len(basis.a), c, n)
+        for piece in torch.arange(n).split(PIECE):
+            cells = slice(int(piece[0]), int(piece[-1]) + 1)
+            g = (self.g[:, :, cells] @ basis.left).permute(0, 3, 1, 2).contiguous()
+            x = (self.x[:, cells] @ basis.right).transpose(1, 2).contiguous()
+            total = g[0][basis.a] * x[0][basis.b][:, None]
+            for k in range(1, s):
+                total.addcmul_(g[k][basis.a], x[k][basis.b][:, None])
+            found[:, :, cells] = total
+        return found.flatten(1)
 
     def join(self, other: Outer) -> Outer:
         """The same parameter used twice."""
@@ -115,6 +166,19 @@ class Jacobian:
                 found[i, j] = self._inner(a, b)
                 found[j, i] = found[i, j].T
         return torch.cat([torch.cat([found[i, j] for j in range(len(blocks))], 1) for i in range(len(blocks))])
+
+    def along(self, bases: Sequence[Basis]) -> Tensor:
+        """J B transposed, `(s, N)`, for the directions B of all parameters: s counts those of all bases."""
+        found = self._like.new_zeros(sum(len(basis.a) for basis in bases), self.shape[0])
+        column = 0
+        for n, block in zip(self._rows, self._blocks, strict=True):
+            row = 0
+            for k, basis in enumerate(bases):
+                if k in block:
+                    found[row : row + len(basis.a), column : column + n] = block[k].along(basis)
+                row += len(basis.a)
+            column += n
+        return found
 
     def norms(self) -> Tensor:
         """The norm of each row, `(N,)`: of the gradient of each residual."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pinnsketch.jets import Jacobian
+from pinnsketch.methods.flat import Flat
 from pinnsketch.methods.method import Evaluation, Objective
 from pinnsketch.methods.replayed import Replayed
 
@@ -33,7 +34,7 @@ class NaturalGradient:
     needs_residuals = True
 
     def __init__(self, parameters: Sequence[nn.Parameter], damping: float = 1e-7) -> None:
-        self._parameters, self._damping = list(parameters), damping
+        self._flat, self._damping = Flat(parameters), damping
         self._linearized, self._residuals = Replayed(_linearized), Replayed(_residuals)
         self._length = 1.0
         self._stalled = False
@@ -52,14 +53,14 @@ class NaturalGradient:
         squares = torch.stack([part.square().sum() for part in each.values()])
         losses = {name: square / task.weights[name] for name, square in zip(each, squares.tolist(), strict=True)}
         loss = float(r.square().sum())
-        self._scatter(2 * jacobian.transposed(r))
+        self._flat.set_gradient(2 * jacobian.transposed(r))
         if not isfinite(loss):
             return Evaluation(loss, losses, False)
-        start = torch.cat([p.detach().reshape(-1) for p in self._parameters])
+        start = self._flat.get()
         solve = _solver(jacobian, kernel, self._damping * loss)
 
         def residuals(x: Tensor) -> Tensor:
-            self._place(x)
+            self._flat.set(x)
             return torch.cat(list(self._residuals(objective).values()))
 
         p = solve(r)
@@ -72,7 +73,7 @@ class NaturalGradient:
 
         length, best = self._search(at, loss)
         self._stalled = not best < loss and not objective.fresh and length <= SHORTEST
-        self._place(start - length * p + length**2 * a if best < loss else start)
+        self._flat.set(start - length * p + length**2 * a if best < loss else start)
         self._length, objective.fresh = max(length, 2.0**-10), False
         return Evaluation(loss, losses, True)
 
@@ -87,18 +88,6 @@ class NaturalGradient:
                     break
                 length, best = factor * length, found
         return length, best
-
-    def _place(self, x: Tensor) -> None:
-        with torch.no_grad():
-            for p, part in zip(self._parameters, self._split(x), strict=True):
-                p.copy_(part.view_as(p))
-
-    def _scatter(self, gradient: Tensor) -> None:
-        for p, part in zip(self._parameters, self._split(gradient), strict=True):
-            p.grad = part.view_as(p)
-
-    def _split(self, flat: Tensor) -> tuple[Tensor, ...]:
-        return flat.split([p.numel() for p in self._parameters])
 
     def state_dict(self) -> dict[str, Any]:
         return {"length": self._length, "stalled": self._stalled}
