@@ -7,7 +7,14 @@ from pinnsketch.methods.lbfgs import LBFGS
 from pinnsketch.methods.method import Evaluation, Method, Objective, Values
 from pinnsketch.methods.mueller2023_natural_gradient import NaturalGradient
 from pinnsketch.methods.sgd import SGD
+from pinnsketch.methods.urban2025_ssbroyden import SSBroyden
 
-METHODS: dict[str, type[Method]] = {"adam": Adam, "lbfgs": LBFGS, "natural_gradient": NaturalGradient, "sgd": SGD}
+METHODS: dict[str, type[Method]] = {
+    "adam": Adam,
+    "lbfgs": LBFGS,
+    "natural_gradient": NaturalGradient,
+    "sgd": SGD,
+    "ssbroyden": SSBroyden,
+}
 
-__all__ = ["LBFGS", "METHODS", "SGD", "Adam", "Evaluation", "Method", "Objective", "Values"]
+__all__ = ["LBFGS", "METHODS", "SGD", "Adam", "Evaluation", "Method", "Objective", "SSBroyden", "Values"]
