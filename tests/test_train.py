@@ -574,6 +574,7 @@ SCHEDULES = {
     "adam": [Stage("adam", 11)],
     "lbfgs": [Stage("lbfgs", 12, {"history": 3})],
     "ssbroyden": [Stage("ssbroyden", 12)],
+    "sketchy": [Stage("sketchy", 12, {"rank": 2, "every": 5})],
     "both": [Stage("adam", 5, {"lr": 0.01}), Stage("lbfgs", 6), Stage("adam", 3)],
 }
 
