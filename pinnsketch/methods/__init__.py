@@ -10,6 +10,7 @@ from pinnsketch.methods.jordan2024_muon import Muon
 from pinnsketch.methods.lbfgs import LBFGS
 from pinnsketch.methods.method import Evaluation, Method, Objective, Values
 from pinnsketch.methods.mueller2023_natural_gradient import NaturalGradient
+from pinnsketch.methods.rathore2024_nncg import NNCG
 from pinnsketch.methods.sgd import SGD
 from pinnsketch.methods.urban2025_ssbroyden import SSBroyden
 from pinnsketch.methods.vyas2024_soap import SOAP
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "lbfgs": LBFGS,
     "muon": method_of(Muon),
     "natural_gradient": NaturalGradient,
+    "nncg": NNCG,
     "sgd": SGD,
     "shampoo": method_of(Shampoo),
     "sketchy": method_of(Sketchy),
