@@ -134,10 +134,23 @@ class TightFrame:
     def begin(self, like: Tensor, length: int, group: dict[str, Any]) -> dict[str, Any]:
         return split(begin(like, length, group["rank"]))
 
-    def update(self, state: dict[str, Any], g: Tensor, group: dict[str, Any]) -> None:
-        sketch = {"b": state.pop("u") * state.pop("e"), **state}
+    def update(self, state: dict[str, Any], g: Tensor, group: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
+        """What crosses the border of U takes its second moment along: without that, a direction that leaves a sketch meets
+        second moments that never saw it, and moves by up to (1 - betas[1])^(-1/2) times as much as Adam's."""
+        old = state.pop("u")
+        sketch = {"b": old * state.pop("e"), **state}
         take(sketch, g, group["betas"][1])
         state.update(split(sketch))
+        new = state["u"]
+        if len(new) == new.shape[1]:
+            return None
+        leaves, enters = (old - new @ (new.T @ old)).square(), (new - old @ (old.T @ new)).square().T
+
+        def carry(square: Tensor) -> Tensor:
+            kept, rest = square.tensor_split([len(enters)])
+            return torch.cat([torch.maximum(kept, enters @ rest), torch.maximum(rest, leaves @ kept)])
+
+        return carry
 
     def analyse(self, state: dict[str, Any], x: Tensor) -> Tensor:
         kept = state["u"].T @ x

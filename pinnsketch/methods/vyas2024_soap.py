@@ -56,8 +56,8 @@ class Frame(Protocol):
 
     def begin(self, like: Tensor, length: int, group: dict[str, Any]) -> dict[str, Any]: ...
 
-    def update(self, state: dict[str, Any], g: Tensor, group: dict[str, Any]) -> None:
-        """Take in an unfolded gradient `(length, n)`."""
+    def update(self, state: dict[str, Any], g: Tensor, group: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
+        """Take in an unfolded gradient `(length, n)`. Returns what that does to second moments `(rows, n)`, or None."""
         ...
 
     def analyse(self, state: dict[str, Any], x: Tensor) -> Tensor:
@@ -101,7 +101,9 @@ def rotated(frame: Frame, g: Tensor, state: dict[str, Any], group: dict[str, Any
     for part, kept in zip(parts, state["parts"], strict=True):
         if due:
             for a, axis in enumerate(kept["axes"]):
-                frame.update(axis, unfold(g[part], a), group)
+                carry, square = frame.update(axis, unfold(g[part], a), group), kept.get("square")
+                if carry is not None and square is not None:
+                    kept["square"] = fold(carry(unfold(square, a)), a, square.shape)
         z, x = (each(frame.analyse, y, kept["axes"]) for y in (mean[part], g[part]))
         change[part] = each(frame.synthesise, adam(z, x, kept, state["step"], group, g[part].numel()), kept["axes"])
     return change.view(whole)
