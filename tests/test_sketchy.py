@@ -19,7 +19,9 @@ F64 = torch.float64
 KINDS = {
     "sketchy": partial(Sketchy, rank=3),
     "sketchy rmsprop": partial(Sketchy, rank=3, graft="rmsprop", every=2),
+    "sketchy auto": partial(Sketchy, rank="auto"),
     "sketchy_soap": partial(SketchySOAP, rank=3),
+    "sketchy_soap auto": partial(SketchySOAP, rank="auto", every=1),
     "shampoo": Shampoo,
     "soap": partial(SOAP, every=1),
     "muon": Muon,
@@ -214,6 +216,40 @@ def test_what_rounding_leaves_outside_the_frame_does_not_move():
     assert outside.norm() < 1e-6 * places[-1].norm()
 
 
+@pytest.mark.parametrize(("rank", "k"), [(2, 4), (12, 16), (24, 24)])
+def test_a_rank_of_its_own_is_what_the_gradients_have(rank, k):
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(24, rank, generator=generator, dtype=F64))[0]
+    grads = [basis @ torch.randn(rank, 30, generator=generator, dtype=F64) for _ in range(25)]
+    _, optimizer, p = path(Sketchy, (24, 30), grads, rank="auto", betas=(0.9, 0.95))
+    ((left, _),) = optimizer.sketches(p)
+    assert left.size == k
+    c = sum(0.95 ** (24 - j) * g @ g.T for j, g in enumerate(grads))
+    values = torch.linalg.eigvalsh(c - left.b @ left.b.T)
+    assert values[0] > -1e-9
+    assert values[-1] <= float(left.escaped) + 1e-9
+    _, optimizer, p = path(SketchySOAP, (24, 30), grads, rank="auto", betas=(0.9, 0.95))
+    kept = optimizer.state[p]["parts"][0]
+    assert kept["axes"][0]["u"].shape == (24, k)
+    rows, columns = (u.shape[1] + (len(u) if u.shape[1] < len(u) else 0) for u in (axis["u"] for axis in kept["axes"]))
+    assert kept["square"].shape == (rows, columns)
+
+
+def test_what_leaves_the_frame_takes_its_second_moment_along():
+    from pinnsketch.methods.feinberg2023_sketchy import TightFrame
+
+    frame, group = TightFrame(), {"rank": 2, "betas": (0.9, 0.5)}
+    state = frame.begin(torch.zeros(5, 1, dtype=F64), 5, group)
+    one = torch.eye(5, dtype=F64)
+    frame.update(state, one[:, :2] * torch.tensor([3.0, 2.0], dtype=F64), group)
+    square = frame.analyse(state, one[:, :2] * 7).square()
+    carry = frame.update(state, one[:, 2:4] * 100, group)  # new directions in place of the old
+    expected = torch.zeros(7, 2, dtype=F64)
+    expected[0, 0] = expected[1, 1] = 49.0  # a place inside keeps what it had
+    expected[2, 0] = expected[3, 1] = 49.0  # and where the directions are now, outside, it is known too
+    torch.testing.assert_close(carry(square), expected, rtol=0, atol=1e-9)
+
+
 # --- ordinary optimizers -------------------------------------------------------------------------------------------------
 
 
@@ -312,6 +348,12 @@ def test_they_are_methods_with_options():
     for name in ("sketchy", "sketchy_soap", "shampoo", "soap", "muon"):
         config = make_config({"problem": "poisson", "train": {"method": name, "steps": 3, "lr": 0.01, "betas": [0.9, 0.99]}})
         assert config.train.schedule[0].stage() == Stage(name, 3, {"lr": 0.01, "betas": (0.9, 0.99)})
+    for wrong in ("big", 0, 1.5):
+        with pytest.raises(ConfigError, match="rank: expected auto or a whole number above 0"):
+            make_config({"problem": "poisson", "train": {"method": "sketchy", "rank": wrong}})
+    assert make_config({"problem": "poisson", "train": {"method": "soap"}}).train.schedule[0].options == {}
+    made = make_config({"problem": "poisson", "train": {"method": "sketchy", "rank": "auto"}})
+    assert made.train.schedule[0].stage().options == {"rank": "auto"}
     made = make_config({"problem": "poisson", "train": {"method": "sketchy", "rank": 8, "graft": "sgd", "decay": "cosine"}})
     assert made.train.schedule[0].options == {"rank": 8, "graft": "sgd"}
     with pytest.raises(ConfigError, match=r"graft: there is no graft 'adan'; did you mean 'adam'"):

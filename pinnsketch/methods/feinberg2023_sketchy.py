@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ from torch.optim import Optimizer
 from pinnsketch.methods.kronecker import Graft, check, preconditioned, stepped
 from pinnsketch.methods.vyas2024_soap import rotated
 from pinnsketch.sketch import FrequentDirections
+
+Rank = int | Literal["auto"]
+LEAST, GROW, SHRINK = 4, 0.1, 0.01
+"""Of a rank that is auto: the least, the share of a gradient that may be lost, and the share that half of it must have."""
 
 
 class Sketchy(Optimizer):
@@ -29,7 +33,8 @@ class Sketchy(Optimizer):
     Args:
         params: parameters, or groups of them.
         lr: the step size.
-        rank: k, the directions kept along each axis; with the whole length it is Shampoo.
+        rank: k, the directions kept along each axis; with the whole length it is Shampoo. auto: as many along each axis as
+            it takes to lose little of each gradient.
         betas: decay of the mean of gradients, and of covariances and squares; 1 for these sums them, as AdaGrad does.
         eps: what is added to a covariance, over its largest eigenvalue lambda_1.
         every: steps from one update of the sketches to the next.
@@ -45,7 +50,7 @@ class Sketchy(Optimizer):
         self,
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float = 1e-3,
-        rank: int = 32,
+        rank: Rank = 32,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-7,
         every: int = 1,
@@ -53,7 +58,7 @@ class Sketchy(Optimizer):
         block: int = 1024,
         weight_decay: float = 0.0,
     ) -> None:
-        check(lr, betas, graft=graft, rank=rank, eps=eps, every=every, block=block)
+        check(lr, betas, graft=graft, rank=1 if rank == "auto" else rank, eps=eps, every=every, block=block)
         given = {"lr": lr, "rank": rank, "betas": betas, "eps": eps, "every": every, "graft": graft, "block": block}
         super().__init__(params, {**given, "weight_decay": weight_decay})
 
@@ -75,7 +80,7 @@ class Sketched:
         return begin(like, length, group["rank"])
 
     def update(self, state: dict[str, Any], g: Tensor, power: float, group: dict[str, Any]) -> None:
-        take(state, g, group["betas"][1])
+        take(state, g, group)
 
     def apply(self, state: dict[str, Any], x: Tensor, power: float, group: dict[str, Any]) -> Tensor:
         """`t^p x + B diag(((e^2 + t)^p - t^p) / e^2) B^T x`, for e the norms of the columns of B and t the tail."""
@@ -96,7 +101,7 @@ class SketchySOAP(Optimizer):
     Args:
         params: parameters, or groups of them.
         lr: the step size.
-        rank: k, the directions kept along each axis.
+        rank: k, the directions kept along each axis, or auto.
         betas: decay of the mean of gradients, and of covariances and squares.
         eps: what is added to the root of a second moment.
         every: steps from one update of the sketches to the next.
@@ -111,14 +116,14 @@ class SketchySOAP(Optimizer):
         self,
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float = 1e-3,
-        rank: int = 32,
+        rank: Rank = 32,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         every: int = 2,
         block: int = 1024,
         weight_decay: float = 0.0,
     ) -> None:
-        check(lr, betas, 1.0, rank=rank, eps=eps, every=every, block=block)
+        check(lr, betas, 1.0, rank=1 if rank == "auto" else rank, eps=eps, every=every, block=block)
         given = {"lr": lr, "rank": rank, "betas": betas, "eps": eps, "every": every, "block": block}
         super().__init__(params, {**given, "weight_decay": weight_decay})
 
@@ -135,20 +140,27 @@ class TightFrame:
         return split(begin(like, length, group["rank"]))
 
     def update(self, state: dict[str, Any], g: Tensor, group: dict[str, Any]) -> Callable[[Tensor], Tensor] | None:
-        """What crosses the border of U takes its second moment along: without that, a direction that leaves a sketch meets
-        second moments that never saw it, and moves by up to (1 - betas[1])^(-1/2) times as much as Adam's."""
+        """What crosses the border of U takes its second moment along.
+
+        Without that, a direction that leaves U meets second moments that never saw it, and moves by up to
+        (1 - betas[1])^(-1/2) times as much as by Adam.
+        """
         old = state.pop("u")
         sketch = {"b": old * state.pop("e"), **state}
-        take(sketch, g, group["betas"][1])
+        take(sketch, g, group)
         state.update(split(sketch))
         new = state["u"]
-        if len(new) == new.shape[1]:
+        if len(new) == new.shape[1] == old.shape[1]:
             return None
         leaves, enters = (old - new @ (new.T @ old)).square(), (new - old @ (old.T @ new)).square().T
 
         def carry(square: Tensor) -> Tensor:
-            kept, rest = square.tensor_split([len(enters)])
-            return torch.cat([torch.maximum(kept, enters @ rest), torch.maximum(rest, leaves @ kept)])
+            kept, rest = square[: old.shape[1]], square[old.shape[1] :]
+            rest = rest if len(rest) else square.new_zeros(len(new), square.shape[1])
+            stayed = square.new_zeros(len(enters), square.shape[1])
+            stayed[: len(kept)] = kept[: len(enters)]
+            inside, outside = torch.maximum(stayed, enters @ rest), torch.maximum(rest, leaves @ kept)
+            return inside if len(new) == len(inside) else torch.cat([inside, outside])
 
         return carry
 
@@ -162,17 +174,39 @@ class TightFrame:
         return u @ kept if not len(rest) else u @ (kept - u.T @ rest) + rest
 
 
-def begin(like: Tensor, length: int, rank: int) -> dict[str, Any]:
+def begin(like: Tensor, length: int, rank: Rank) -> dict[str, Any]:
     """A sketch of nothing, as a state. Numbers are plain there: tensors would be cast to the parameter's dtype on loading."""
-    sketch = FrequentDirections(length, rank, dtype=like.dtype, device=like.device)
-    return written(sketch)
+    return written(FrequentDirections(length, 2 * LEAST if rank == "auto" else rank, dtype=like.dtype, device=like.device))
 
 
-def take(state: dict[str, Any], g: Tensor, decay: float) -> None:
-    """Let a sketch take in an unfolded gradient."""
+def take(state: dict[str, Any], g: Tensor, group: dict[str, Any]) -> None:
+    """Let a sketch take in an unfolded gradient, and have the directions it needs if the rank is auto."""
+    decay, before, outside = group["betas"][1], state["trace"], _outside(state)
     sketch = read(state, decay)
     sketch.update(g)
     state.update(written(sketch))
+    gained = state["trace"] - decay * before
+    if group["rank"] == "auto" and gained > 0:
+        _fit(state, (_outside(state) - decay * outside) / gained)
+
+
+def _outside(state: dict[str, Any]) -> float:
+    """What of the trace the directions do not hold."""
+    return state["trace"] - float(state["b"].double().square().sum())
+
+
+def _fit(state: dict[str, Any], lost: float) -> None:
+    """Twice the directions, where a gradient lost a large share of its energy; half, where these hold all but little.
+
+    The bounds stay: `R + e^2` for what is dropped, e the norm of its first column.
+    """
+    b, square = state["b"], state["b"].double().square().sum(0)
+    n, k = b.shape
+    half = k // 2
+    if lost > GROW and k < n:
+        state["b"] = torch.cat([b, b.new_zeros(n, min(k, n - k))], dim=1)
+    elif half >= LEAST and lost < SHRINK and float(square[half:].sum()) < SHRINK * state["trace"]:
+        state["b"], state["escaped"] = b[:, :half].clone(), state["escaped"] + float(square[half])
 
 
 def split(sketch: dict[str, Any]) -> dict[str, Any]:

@@ -140,6 +140,6 @@ def unfold(x: Tensor, axis: int) -> Tensor:
 
 
 def fold(x: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
-    """What `unfold` made x of a tensor of that shape."""
+    """What `unfold` made x of, of that shape but for the axis itself, which is as long as x has rows."""
     rest = [n for a, n in enumerate(shape) if a != axis]
-    return x.view(shape[axis], *rest).movedim(0, axis)
+    return x.view(len(x), *rest).movedim(0, axis)

@@ -112,8 +112,7 @@ def rotated(frame: Frame, g: Tensor, state: dict[str, Any], group: dict[str, Any
 def each(function: Callable[[dict[str, Any], Tensor], Tensor], x: Tensor, axes: list[dict[str, Any]]) -> Tensor:
     """A function of matrices along each axis in turn."""
     for a, axis in enumerate(axes):
-        y = function(axis, unfold(x, a))
-        x = fold(y, a, [len(y) if b == a else n for b, n in enumerate(x.shape)])
+        x = fold(function(axis, unfold(x, a)), a, x.shape)
     return x
 
 
