@@ -175,6 +175,21 @@ def test_it_ends_where_bfgs_ends(function, start):
     assert lowest == pytest.approx([lowest[-1]] * 3, rel=1e-8, abs=1e-9)
 
 
+def test_a_matrix_that_misleads_is_forgotten():
+    function, _ = quadratic()
+    point = Point(np.full(10, 3.0))
+    method, objective = SSBroyden(list(point.parameters()), evaluations=3), objective_of(function, point)
+    before = method.step(objective).loss
+    state = method.state_dict()
+    wrong = {**state["matrix"], "h": 1e12 * torch.eye(10, dtype=F64), "hg": None}
+    method.load_state_dict({**state, "matrix": wrong})
+    for _ in range(5):
+        after = method.step(objective).loss
+    assert after < before
+    assert not method.stalled
+    assert torch.linalg.eigvalsh(dense(method.state_dict()["matrix"]))[-1] < 100
+
+
 def test_two_runs_are_the_same_bit_for_bit():
     first, second = (descend(rosenbrock, np.tile([-1.2, 1.0], 10), steps=60)[0] for _ in range(2))
     assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True))
