@@ -6,6 +6,7 @@ from importlib.metadata import version as _version
 from pinnsketch.field import Field, bilaplacian, diff, div, div_grad, grad, laplacian
 from pinnsketch.geometry import Box, Disk, Polygon
 from pinnsketch.health import Finding, Health
+from pinnsketch.methods import Sketchy, SketchySOAP
 from pinnsketch.monitor import Monitor, Reading
 from pinnsketch.origin import Origin
 from pinnsketch.problem import Data, Problem, Term, Unknown
@@ -20,6 +21,7 @@ except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
-    "Box", "Data", "Disk", "Field", "Finding", "Health", "Monitor", "Origin", "Polygon", "Problem", "Reading", "Solution",
-    "Stage", "Term", "Unknown", "bilaplacian", "diff", "div", "div_grad", "grad", "laplacian", "replay", "solve", "train",
+    "Box", "Data", "Disk", "Field", "Finding", "Health", "Monitor", "Origin", "Polygon", "Problem", "Reading", "Sketchy",
+    "SketchySOAP", "Solution", "Stage", "Term", "Unknown", "bilaplacian", "diff", "div", "div_grad", "grad", "laplacian",
+    "replay", "solve", "train",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -196,7 +196,11 @@ class StageConfig(Section):
 def make_stage(method: str, steps: int, options: Mapping[str, Any], decay: str) -> Stage:
     """A stage of training with options as they stand in a configuration."""
     known = _options(method)
-    return Stage(method, steps, {name: type(known[name])(value) for name, value in options.items()}, decay)
+
+    def typed(name: str, value: Any) -> Any:
+        return value if isinstance(value, str) else type(known[name].default)(value)
+
+    return Stage(method, steps, {name: typed(name, value) for name, value in options.items()}, decay)
 
 
 def check_decay(method: str, decay: str) -> None:
@@ -217,15 +221,23 @@ def check_options(method: str, options: Mapping[str, Any], beside: tuple[str, ..
         _check_option(name, value, known[name])
 
 
-def _check_option(name: str, value: Any, default: Any) -> None:
-    """An option must be of the kind of its default: positive numbers, a share where that is zero, or a pair of shares."""
+def _check_option(name: str, value: Any, option: Parameter) -> None:
+    """An option must be of the kind of its default: positive numbers, a share where that is zero, or a pair of shares.
+
+    Words must be among those of its annotation.
+    """
+    default, words = option.default, _words(option.annotation)
+    if value in words:
+        return
+    if isinstance(default, str):
+        raise PydanticCustomError("option", f"there is no {name} {value!r}{did_you_mean(value, words)}", {"key": name})
     if default == 0:
         kind, fits = "a number from 0 to 1", _is_number(value) and 0 <= value < 1
     elif isinstance(default, tuple):
         kind = f"{len(default)} numbers from 0 to 1"
         fits = isinstance(value, list) and len(value) == len(default) and all(_is_number(v) and 0 <= v < 1 for v in value)
     else:
-        kind = f"a {'whole ' if isinstance(default, int) else ''}number above 0"
+        kind = f"{' or '.join([*words, 'a'])} {'whole ' if isinstance(default, int) else ''}number above 0"
         fits = _is_number(value) and 0 < value < float("inf") and (isinstance(default, float) or value == int(value))
     if not fits:
         raise PydanticCustomError("option", f"expected {kind}; got {value!r}", {"key": name})
@@ -235,9 +247,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _options(method: str) -> dict[str, Any]:
-    found = signature(METHODS[method].__init__).parameters.values()
-    return {p.name: p.default for p in found if p.default is not Parameter.empty}
+def _words(annotation: Any) -> tuple[str, ...]:
+    """The words that an option may be: those of a Literal, alone or in a union."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(word for part in get_args(annotation) for word in _words(part))
+
+
+def _options(method: str) -> dict[str, Parameter]:
+    found = signature(METHODS[method].__init__, eval_str=True).parameters.values()
+    return {p.name: p for p in found if p.default is not Parameter.empty}
 
 
 class TrainConfig(Section):

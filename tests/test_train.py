@@ -24,7 +24,7 @@ from pinnsketch.config import make_config
 from pinnsketch.gradient import Gradient
 from pinnsketch.library import load_problem, shipped
 from pinnsketch.methods import LBFGS, METHODS, Adam, Evaluation, Objective
-from pinnsketch.methods.lbfgs import Trial, strong_wolfe
+from pinnsketch.methods.line_search import Trial, strong_wolfe
 from pinnsketch.network import MLP
 from pinnsketch.run import Run
 from pinnsketch.train import Stage, train
@@ -526,7 +526,7 @@ def test_a_step_uses_the_points_of_its_draw(method):
     model, task = Model(), Fit()
     before = copy.deepcopy(model)
     for step in train(model, task, [Stage(method, 8)], resample=3):
-        where = model if method == "lbfgs" else before
+        where = model if method in ("lbfgs", "ssbroyden") else before
         losses = task.losses(where, task.batch((step.index - 1) // 3))
         assert {name: float(value.detach()) for name, value in losses.items()} == dict(step.losses)
         loss = sum(task.weights[name] * value for name, value in losses.items())
@@ -573,6 +573,8 @@ def test_a_method_at_its_start_has_not_stalled(make):
 SCHEDULES = {
     "adam": [Stage("adam", 11)],
     "lbfgs": [Stage("lbfgs", 12, {"history": 3})],
+    "ssbroyden": [Stage("ssbroyden", 12)],
+    "sketchy": [Stage("sketchy", 12, {"rank": 2, "every": 5})],
     "both": [Stage("adam", 5, {"lr": 0.01}), Stage("lbfgs", 6), Stage("adam", 3)],
 }
 

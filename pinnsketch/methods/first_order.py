@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pinnsketch.graphed import Graphed
-from pinnsketch.methods.method import Evaluation, Objective
+from pinnsketch.methods.method import Evaluation, Method, Objective
 
 
 class FirstOrder:
@@ -20,12 +22,16 @@ class FirstOrder:
         make: makes the optimizer of its step size: on a GPU a tensor there, which may change after a capture.
         parameters: what trains.
         lr: the step size at first.
+        same: whether each step does the same, so that it can be replayed.
     """
 
-    def __init__(self, make: Callable[[Any], Optimizer], parameters: Sequence[nn.Parameter], lr: float) -> None:
+    def __init__(
+        self, make: Callable[[Any], Optimizer], parameters: Sequence[nn.Parameter], lr: float, same: bool = True
+    ) -> None:
         device = parameters[0].device
         # The fused kernels take the size in single precision.
-        self._size = torch.tensor(lr, dtype=torch.float32, device=device) if device.type == "cuda" else lr
+        self._size = torch.tensor(lr, dtype=torch.float32, device=device) if same and device.type == "cuda" else lr
+        self._same = same
         self._parameters = list(parameters)
         self._lr, self._optimizer = lr, make(self._size)
         self._graphed = Graphed(self._optimizer.step)
@@ -33,7 +39,7 @@ class FirstOrder:
     def step(self, objective: Objective) -> Evaluation:
         evaluation = objective()
         if evaluation.finite:
-            if objective.static:
+            if objective.static and self._same:
                 self._graphed([p.grad for p in self._parameters if p.grad is not None])
             else:
                 self._optimizer.step()
@@ -55,3 +61,31 @@ class FirstOrder:
         for group in self._optimizer.param_groups:  # the state may come from another device, where the size is kept otherwise
             size = float(group["lr"])
             group["lr"] = self._size.fill_(size) if isinstance(self._size, torch.Tensor) else size
+
+
+def method_of(optimizer: Callable[..., Optimizer]) -> type[Method]:
+    """A class of torch optimizers, whose steps may differ in what they do, as a method with the same options."""
+
+    class Row:
+        stalled = None
+
+        def __init__(self, parameters: Sequence[nn.Parameter], **options: Any) -> None:
+            lr = options.pop("lr", signature(optimizer).parameters["lr"].default)
+            make = partial(optimizer, parameters, **options)
+            self._inside = FirstOrder(lambda size: make(lr=size), parameters, lr, same=False)
+
+        def step(self, objective: Objective) -> Evaluation:
+            return self._inside.step(objective)
+
+        def scale(self, factor: float) -> None:
+            self._inside.scale(factor)
+
+        def state_dict(self) -> dict[str, Any]:
+            return self._inside.state_dict()
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self._inside.load_state_dict(state)
+
+    Row.__init__.__signature__ = signature(optimizer.__init__, eval_str=True)  # type: ignore[attr-defined]
+    Row.__name__, Row.__doc__ = getattr(optimizer, "__name__", ""), optimizer.__doc__
+    return Row
