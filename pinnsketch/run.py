@@ -19,7 +19,7 @@ from pinnsketch.config import RunConfig, dump_config, read_config
 from pinnsketch.course import PROBE, Course, Running, expect_checkpoint
 from pinnsketch.library import load_problem
 from pinnsketch.monitor import Monitor
-from pinnsketch.network import KINDS
+from pinnsketch.network import build
 from pinnsketch.origin import Origin, trace
 from pinnsketch.problem import Data, Problem
 from pinnsketch.record import write_results
@@ -255,11 +255,13 @@ def _summary_writer() -> Any:
 
 def build_network(config: RunConfig, problem: Problem, generator: torch.Generator) -> nn.Module:
     """The network that a config describes, for the domain and unknowns of a problem."""
-    options = config.network.model_dump(exclude={"kind"})
-    return KINDS[config.network.kind](
+    return build(
+        config.network.kind,
+        config.network.options,
         torch.tensor(problem.domain.bounds),
+        problem.coordinates,
         len(problem.unknowns),
-        **options,
+        problem.enriching,
         generator=generator,
         dtype=torch.float64 if config.precision == "float64" else torch.float32,
     )

@@ -14,7 +14,7 @@ from torch import nn
 from pinnsketch import checkpoint
 from pinnsketch.collocation import Collocation
 from pinnsketch.health import Health
-from pinnsketch.network import KINDS
+from pinnsketch.network import build
 from pinnsketch.problem import Problem
 from pinnsketch.trial import Trial
 
@@ -144,8 +144,9 @@ class Solution:
             raise checkpoint.CheckpointError(f"{path} was trained with your own network: give it, as in load(path, network).")
         if network is None:
             options, dtype = dict(state["network"]), getattr(torch, state["precision"])
-            bounds = torch.tensor(state["names"]["bounds"], dtype=torch.float64)
-            network = KINDS[options.pop("kind")](bounds, len(state["names"]["unknowns"]), **options, dtype=dtype)
+            names = state["names"]
+            bounds = torch.tensor(names["bounds"], dtype=torch.float64)
+            network = build(options.pop("kind"), options, bounds, names["coordinates"], len(names["unknowns"]), dtype=dtype)
         trial = Trial(network)
         own = {name.removeprefix("network."): value for name, value in state["state"].items() if name.startswith("network.")}
         try:

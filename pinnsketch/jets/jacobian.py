@@ -7,7 +7,7 @@ norm of each row then need no row itself: |dr_n/dW|^2 = <X_n X_n^T, G_n G_n^T> w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,18 @@ class Outer:
 
     def rows(self) -> Tensor:
         """`(c n, o i)`."""
-        return torch.einsum("scno,sni->cnoi", self.g, self.x).flatten(2).flatten(0, 1)
+        return self.put(self.g.new_empty(self.g.shape[1] * self.g.shape[2], self.g.shape[-1] * self.x.shape[-1]))
+
+    def put(self, out: Tensor) -> Tensor:
+        """The rows, written to `(c n, o i)`; a stream that no residual reads costs nothing."""
+        (_, c, n, o), i = self.g.shape, self.x.shape[-1]
+        whole = out.unflatten(0, (c, n)).unflatten(2, (o, i))
+        read = self.g.flatten(1).ne(0).any(1).tolist()
+        first, *rest = [s for s, reads in enumerate(read) if reads] or [0]
+        torch.mul(self.g[first][..., None], self.x[first][None, :, None], out=whole)
+        for s in rest:
+            whole.addcmul_(self.g[s][..., None], self.x[s][None, :, None])
+        return out
 
     def times(self, v: Tensor) -> Tensor:
         """The rows times a change `(o i,)` of the parameter, `(c n,)`."""
@@ -85,12 +96,12 @@ class Jacobian:
 
     def dense(self) -> Tensor:
         """All entries, `(N, P)`."""
-        return torch.cat(
-            [
-                torch.cat([block[k].rows() if k in block else self._zeros(n, size) for k, size in enumerate(self._sizes)], 1)
-                for n, block in zip(self._rows, self._blocks, strict=True)
-            ]
-        )
+        found = self._zeros(*self.shape)
+        for part, block in zip(found.split(self._rows), self._blocks, strict=True):
+            columns = part.split(self._sizes, dim=1)
+            for k, outer in block.items():
+                outer.put(columns[k])
+        return found
 
     def times(self, v: Tensor) -> Tensor:
         """J v, `(N,)`, for a change v `(P,)` of the parameters."""
@@ -133,10 +144,10 @@ def by_uses(columns: Tensor, uses: Sequence[Use], parameters: Sequence[nn.Parame
     Parameters that the pass did not meet in a linear layer are taken to act on the residual directly, each as a number that is
     the same for all points.
     """
-    n, ends = len(columns), _ends(uses)
-    slopes = [_gradient(column, ends) for column in columns.unbind(1)]
-    found: dict[int, Outer] = {}
     place = {id(p): k for k, p in enumerate(parameters)}
+    n, uses = len(columns), _of(uses, place)
+    slopes = [_gradient(column, _ends(uses)) for column in columns.unbind(1)]
+    found: dict[int, Outer] = {}
 
     def note(parameter: Tensor | None, outer: Outer) -> None:
         k = place.get(id(parameter))
@@ -164,12 +175,14 @@ def by_point(
 
     One reverse pass for each column gives both: the norms by the channel-Gram identity, from what it leaves at the layers.
     """
+    trained = {id(p) for p in parameters}
+    uses = _of(uses, trained)
     ends, ones = _ends(uses), columns.new_ones(())
     weights, biases = dict[int, list[int]](), dict[int, list[int]]()
     for u, use in enumerate(uses):
         weights.setdefault(id(use.weight), []).append(u)
         biases.setdefault(id(use.bias), []).append(u)
-    trained, met = {id(p) for p in parameters}, weights.keys() | biases.keys()
+    met = weights.keys() | biases.keys()
     shared = [group for key, group in weights.items() if key in trained]
     inputs = [_gram(_channels([part for u in group for part in (uses[u].x.value, uses[u].x.whole)])) for group in shared]
     direct = [rows for p in parameters if id(p) not in met and (rows := _direct(columns, p)) is not None]
@@ -184,6 +197,11 @@ def by_point(
         gradients.append(slopes[len(ends) :])
         norms.append(square.clamp(min=0).sqrt())
     return gradients, torch.stack(norms)
+
+
+def _of(uses: Sequence[Use], parameters: Collection[int]) -> list[Use]:
+    """The uses of these parameters, given by `id`: no others need a reverse pass, nor have one where a layer does not train."""
+    return [use for use in uses if id(use.weight) in parameters or id(use.bias) in parameters]
 
 
 def _ends(uses: Sequence[Use]) -> list[Tensor]:
@@ -217,6 +235,8 @@ def by_rows(columns: Tensor, parameters: Sequence[nn.Parameter]) -> dict[int, Ou
 
 
 def _gradient(column: Tensor, ends: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    if not ends:
+        return ()
     found = torch.autograd.grad(column.sum(), ends, retain_graph=True, allow_unused=True, materialize_grads=True)
     return tuple(g.detach() for g in found)
 
