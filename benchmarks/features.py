@@ -156,19 +156,19 @@ def solved(case: Case, seed: int) -> dict[str, Any]:
     }
     began, cpu = time.perf_counter(), time.process_time()
     run = Run(problem, make_config(config))  # type: ignore[arg-type]
-    step, curve = None, []
+    curve, note = [], None
     for step in run:
+        note = step.note
         curve.append((time.perf_counter() - began, run.task.error(run.trial)["overall"]))  # type: ignore[index]
-    assert step is not None
     took = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
     weights = Weights(run.task, run.trial)
     return {
         **took,
         "error": curve[-1][1],
         "residual": size_of(weights, fresh(run.task)),
-        "steps": step.index,
+        "steps": len(curve),
         "radius": run.trial.network.radius.tolist(),
-        "note": step.note,
+        "note": note,
         "curve": curve,
     }
 
