@@ -36,14 +36,11 @@ class Outer:
         return self.put(self.g.new_empty(self.g.shape[1] * self.g.shape[2], self.g.shape[-1] * self.x.shape[-1]))
 
     def put(self, out: Tensor) -> Tensor:
-        """The rows, written to `(c n, o i)`; a stream that no residual reads costs nothing."""
+        """The rows, written to `(c n, o i)`."""
         (_, c, n, o), i = self.g.shape, self.x.shape[-1]
-        whole = out.unflatten(0, (c, n)).unflatten(2, (o, i))
-        read = self.g.flatten(1).ne(0).any(1).tolist()
-        first, *rest = [s for s, reads in enumerate(read) if reads] or [0]
-        torch.mul(self.g[first][..., None], self.x[first][None, :, None], out=whole)
-        for s in rest:
-            whole.addcmul_(self.g[s][..., None], self.x[s][None, :, None])
+        whole = out.unflatten(0, (c, n)).unflatten(2, (o, i)).zero_()
+        for g, x in zip(self.g, self.x, strict=True):
+            whole.addcmul_(g[..., None], x[None, :, None])
         return out
 
     def times(self, v: Tensor) -> Tensor:
@@ -158,7 +155,7 @@ def by_uses(columns: Tensor, uses: Sequence[Use], parameters: Sequence[nn.Parame
     for u, use in enumerate(uses):
         value = _stack([slope[2 * u] for slope in slopes], 0)[None]
         parts = _stack([slope[2 * u + 1] for slope in slopes], 1)
-        note(use.weight, Outer(_channels([use.x.value, use.x.whole]), torch.cat([value, parts])))
+        note(use.weight, _read(use, torch.cat([value, parts])))
         note(use.bias, Outer(ones, value))
     for k, parameter in enumerate(parameters):
         if k not in found:
@@ -166,6 +163,16 @@ def by_uses(columns: Tensor, uses: Sequence[Use], parameters: Sequence[nn.Parame
             if rows is not None:
                 found[k] = Outer(ones, rows[None])
     return found
+
+
+def _read(use: Use, g: Tensor) -> Outer:
+    """The outer products of one use; where the input is wide and the output narrow, without streams that no residual reads."""
+    x = [use.x.value, *use.x.whole]
+    if len(x) * x[0].shape[-1] > PASSES * g.shape[1] * g.shape[-1]:
+        read = g.flatten(1).ne(0).any(1).tolist()
+        kept = [s for s, reads in enumerate(read) if reads] or [0]
+        x, g = [x[s] for s in kept], g[kept]
+    return Outer(_channels(x), g)
 
 
 def by_point(
@@ -210,7 +217,8 @@ def _ends(uses: Sequence[Use]) -> list[Tensor]:
 
 def _channels(parts: Sequence[Tensor]) -> Tensor:
     """Values `(n, i)` and streams `(K, n, i)` one after another, `(S, n, i)`."""
-    return torch.cat([part.detach() if part.ndim == 3 else part.detach()[None] for part in parts])
+    each = [part.detach() if part.ndim == 3 else part.detach()[None] for part in parts]
+    return each[0] if len(each) == 1 else torch.cat(each)
 
 
 def _gram(x: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from pinnsketch.methods.sgd import SGD
 
 METHODS: dict[str, type[Method]] = {
     "adam": Adam,
-    "features": RandomFeatures,
     "lbfgs": LBFGS,
     "natural_gradient": NaturalGradient,
+    "features": RandomFeatures,
     "polish": Polish,
     "sgd": SGD,
 }

@@ -15,9 +15,6 @@ from torch import nn
 from pinnsketch.methods.least_squares import Weights, evaluate, fresh, gauss_newton, size_of
 from pinnsketch.methods.method import Evaluation, Objective
 
-SETTLED = 0.99
-"""What the loss must fall by for another step."""
-
 
 class Polish:
     """Solves for the last linear layer and unknown coefficients; a step is kept if residuals at fresh points fall."""
@@ -51,7 +48,7 @@ class Polish:
             self._stalled = "the residual at fresh points would not fall"
         elif self._affine:
             self._stalled = "the last layer is where the loss is least"
-        elif not solved.after < SETTLED * solved.before:
+        elif solved.settled:
             self._stalled = "another step of Gauss and Newton would hardly lower the loss"
         return evaluate(Weights(task, model), batch)
 

@@ -6,21 +6,21 @@ of Gauss and Newton, `A = dr/dw` at the present w, as far as the residuals fall 
 
 What is left to choose is chosen by the residual at *fresh* points, the only thing at hand that overfitting does not lower:
 the range R of the hidden weights, first on few features, by factors of two and then along each coordinate, and the number of
-features, which doubles until that no longer helps; then R once more, finer.
+features, which doubles until that no longer helps, with R in proportion to their number along a coordinate; then R, finer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf, isfinite
+from math import inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pinnsketch.features import Features
-from pinnsketch.methods.least_squares import Weights, evaluate, fresh, gauss_newton, least_squares, size_of
+from pinnsketch.methods.least_squares import Weights, evaluate, few, fresh, gauss_newton, least_squares, size_of
 from pinnsketch.methods.method import Evaluation, Objective
 
 RANGES = tuple(2.0**k for k in range(-1, 7))
@@ -29,10 +29,10 @@ ROWS = 3
 """Residuals for each weight, while R is sought."""
 NEWTON = 15
 """Steps of Gauss and Newton at most for each R that is tried."""
-PAYS, BETTER, SETTLED = 0.5, 0.8, 0.9
-"""What the fresh residual must fall by for twice the features, for another R, and the loss for another Newton step."""
-ROUNDING = 8.0
-"""A residual is as small as rounding leaves it at so many times eps |A diag(w)|."""
+ALIKE = 4.0
+"""Residuals within this factor differ by chance: of such the largest R is taken, whose features depend on each other least."""
+PAYS, BETTER = 0.5, 0.5
+"""What the fresh residual must fall by for twice the features, and for another R."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,17 @@ class Fit:
 
 
 class RandomFeatures:
-    """Least squares in the output weights of `network: {kind: features}`, from `start` features on; a step is one solve."""
+    """Least squares in the output weights of `network: {kind: features}`, from `start` features on; a step is one solve.
+
+    It ends where the residual at fresh points is `tolerance` times what it was at first, or can be made no smaller.
+    """
 
     needs_residuals = True
 
-    def __init__(self, parameters: Sequence[nn.Parameter], start: int = 125) -> None:
-        self._start = start
+    def __init__(self, parameters: Sequence[nn.Parameter], start: int = 125, tolerance: float = 1e-12) -> None:
+        self._start, self._tolerance = start, tolerance
+        self._first = inf
+        """The residual at fresh points before any solve."""
         self._affine = False
         self._best: Fit | None = None
         self._now: Fit | None = None
@@ -82,21 +87,23 @@ class RandomFeatures:
                 "{kind: features}, or use method polish, which solves for the last layer of any network."
             )
         if self._now is None:
-            self._affine = Weights(task, model).affine(batch)
+            weights = Weights(task, model)
+            self._affine, self._first = weights.affine(batch), size_of(weights, fresh(task))
             self._now = self._search(objective)
         probe = self._placed(self._now, objective)
         solved = gauss_newton(probe, batch, self._affine)
         if not isfinite(solved.before):
             return evaluate(Weights(task, model), batch)
-        settled = self._affine or not solved.after < SETTLED * solved.before
+        settled = self._affine or solved.settled
         now = self._now = replace(self._now, weights=probe.parts)
         if settled:
             now = replace(now, residual=size_of(probe, fresh(task)))
-        if self._best is None or (settled and now.residual < self._best.residual):
+        kept = self._best is None or (settled and now.residual < self._best.residual)
+        if kept:
             model.take(probe.model)
         if settled:
-            self._choose(now, model.network.width, now.residual <= ROUNDING * solved.rounding)
-        return evaluate(Weights(task, model), batch)
+            self._choose(now, model.network.width, now.residual <= solved.rounding)
+        return evaluate(Weights(task, model), batch, solved.at if kept and now.size == model.network.width else None)
 
     def _placed(self, fit: Fit, objective: Objective) -> Weights:
         """The weights of a network of the features of a fit."""
@@ -114,18 +121,21 @@ class RandomFeatures:
         start = Weights(objective.task, objective.model.on(objective.model.network.first(self._start)))
         network: Any = start.model.network
         begin, radius, count = start.parts, network.radius.tolist(), ROWS * len(start.now)
-        few, other = _few(objective.batch, count), _few(fresh(objective.task), count)
+        some, other = (
+            few(batch, count / sum(start.rows(batch).values())) for batch in (objective.batch, fresh(objective.task))
+        )
 
         def tried(at: list[float]) -> Fit:
             network.radius.copy_(torch.tensor(at))
             start.fill(begin)
             for _ in range(1 if self._affine else NEWTON):
-                solved = gauss_newton(start, few, self._affine)
-                if not solved.after < SETTLED * solved.before:
+                solved = gauss_newton(start, some, self._affine)
+                if solved.settled:
                     break
             return Fit(network.width, at, start.parts, size_of(start, other))
 
-        best = min((tried([r * factor for r in radius]) for factor in RANGES), key=lambda fit: fit.residual)
+        fits = [tried([r * factor for r in radius]) for factor in RANGES]
+        best = [fit for fit in fits if fit.residual <= ALIKE * min(fit.residual for fit in fits)][-1]
         for change in _changes(len(best.radius), 2.0)[2:]:
             while (found := tried(_times(best.radius, change))).residual < BETTER * best.residual:
                 best = found
@@ -136,30 +146,39 @@ class RandomFeatures:
         before, changing = self._best.residual if self._best else inf, self._change >= 0
         helped = now.residual < (BETTER if changing else PAYS) * before
         self._best = best = now if self._best is None or now.residual < before else self._best
-        if rounding:
-            self._stalled = "the residual at fresh points is as small as rounding leaves it"
-            return
         changes = _changes(len(best.radius), 2**0.5)
         self._changed |= changing and helped
         self._change += 0 if helped else 1
-        if self._change == len(changes) and self._changed:
+        if self._change == len(changes) and self._changed and best.size < width:
             self._change, self._changed, helped = -1, False, True
         if self._change < 0 and best.size == width:
             self._change = 0
-        if self._change == len(changes):
+        if best.residual <= self._tolerance * self._first:
+            self._stalled = "the residual at fresh points has fallen to the tolerance"
+        elif rounding and self._change >= 0:
+            self._stalled = "the residual at fresh points is as small as rounding leaves it"
+        elif self._change == len(changes):
             self._stalled = "neither more features nor another range of their weights lowers the residual at fresh points"
         elif self._change < 0:
-            self._now = Fit(min(2 * best.size, width), best.radius, best.weights)
+            size, d = min(2 * best.size, width), len(best.radius)
+            wider = (size / best.size) ** (1 / d)
+            self._now = Fit(size, [wider * r for r in best.radius], None)
         else:
             self._now = Fit(best.size, _times(best.radius, changes[self._change]), None)
 
     def state_dict(self) -> dict[str, Any]:
         fits = {name: None if fit is None else vars(fit) for name, fit in (("best", self._best), ("now", self._now))}
-        mine = {"affine": self._affine, "change": self._change, "changed": self._changed, "stalled": self._stalled}
+        mine = {
+            "affine": self._affine,
+            "first": self._first,
+            "change": self._change,
+            "changed": self._changed,
+            "stalled": self._stalled,
+        }
         return {**mine, **fits}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._affine, self._stalled = state["affine"], state["stalled"]
+        self._affine, self._first, self._stalled = state["affine"], state["first"], state["stalled"]
         self._change, self._changed = state["change"], state["changed"]
         self._best, self._now = (None if state[name] is None else Fit(**state[name]) for name in ("best", "now"))
 
@@ -172,12 +191,6 @@ def _fit(network: Features, other: Features, x: Tensor) -> None:
         for k, column in enumerate(values.unbind(1)):
             found = least_squares(features, column)
             network.output.weight[k], network.output.bias[k] = found[:-1], found[-1]
-
-
-def _few(batch: Any, count: int) -> Any:
-    """The same blocks with so many points in all, if they have more."""
-    share = min(count / sum(len(block.x) * len(block.terms) for block in batch), 1)
-    return tuple(replace(block.piece(0, ceil(share * len(block.x))), share=1.0) for block in batch)
 
 
 def _changes(d: int, factor: float) -> list[list[float]]:

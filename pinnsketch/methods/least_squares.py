@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import isfinite
+from dataclasses import replace
+from math import ceil, isfinite
 from typing import Any, NamedTuple
 
 import torch
-from scipy.linalg import lstsq
 from torch import Tensor, nn
 
 from pinnsketch.methods.method import Evaluation
@@ -18,7 +18,13 @@ FEW = 64
 """Points of a block at which it is tested whether residuals are affine."""
 TOLERANCE = 1e4
 """Rounding units of the largest residual that an affine one may be off."""
+DAMPING = 16
+"""Units of rounding that mu is."""
+SHARE = 4
+"""One in so many fresh points is enough to judge by."""
 SHORTEST = 2.0**-20
+STILL, FALLS = 0.99, 0.9
+"""What a step must lower the loss by, and what it must be expected to, for another to be worth it."""
 """The shortest step of a line search."""
 
 
@@ -66,13 +72,21 @@ class Weights:
         """Scaled residuals `(N,)` and their Jacobian `(N, P)`."""
         return self.task.linearize(self.model, batch, self.parameters)
 
+    def rows(self, batch: Any) -> dict[str, int]:
+        """How many residuals each term has, in their order."""
+        found: dict[str, int] = {}
+        for block in batch:
+            one = self.task.scaled(self.model, (block.piece(0, 1),))
+            found |= {name: len(one[name]) * len(block.x) for name in block.terms}
+        return found
+
     def affine(self, batch: Any) -> bool:
         """Whether the residuals are affine in these parameters, by `is_affine` at a few points of each block."""
-        few, start = tuple(block.piece(0, FEW) for block in batch), self.now
+        some, start = few(batch, 0.0), self.now
 
         def residuals(w: Tensor) -> Tensor:
             self.place(w)
-            return self.residuals(few)
+            return self.residuals(some)
 
         found = is_affine(residuals, start)
         self.place(start)
@@ -80,11 +94,26 @@ class Weights:
 
 
 class Solved(NamedTuple):
-    """What a solve came to: the loss before and after, and the norm that rounding gives the residuals at least."""
+    """What a solve came to.
+
+    Args:
+        before, after: the loss.
+        predicted: what it would be after it if the residuals were affine.
+        rounding: the norm that rounding gives the residuals at least.
+        at: residuals and the gradient of the loss after it, where they are known.
+    """
 
     before: float
     after: float
+    predicted: float
     rounding: float
+    at: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether another such step would hardly lower the loss: rounding forbids it, or this one did not, or it should not."""
+        falls = self.after < STILL * self.before and self.predicted < FALLS * self.before
+        return not falls or self.after**0.5 <= self.rounding
 
 
 def is_affine(function: Callable[[Tensor], Tensor], like: Tensor, seed: int = 0) -> bool:
@@ -106,10 +135,11 @@ def is_affine(function: Callable[[Tensor], Tensor], like: Tensor, seed: int = 0)
 
 
 def least_squares(a: Tensor, b: Tensor) -> Tensor:
-    """The x that minimises |a x - b|: QR, then QR with column pivoting of the small triangle (LAPACK gelsy).
+    """The x that minimises |a x - b|^2 + mu^2 |D x|^2, by QR of `[a D^-1; mu I]`, with D the norms of the columns of a.
 
-    Columns are scaled to length 1; those that depend on others to rounding share the least norm. There are no normal equations,
-    so the condition number is not squared.
+    mu is some units of rounding: where columns depend on others to rounding, it keeps |D x| below |a x - b| / mu, so that
+    rounding adds little to the residual. What it takes away elsewhere, a correction by the seminormal equations gives back
+    (Björck 1987). The condition number is not squared, and without pivoting all is done by matrix products.
 
     Args:
         a: `(N, P)`.
@@ -118,20 +148,23 @@ def least_squares(a: Tensor, b: Tensor) -> Tensor:
     Raises:
         ValueError: if an entry is not finite.
     """
-    scale = a.norm(dim=0)
+    (n, p), scale = a.shape, a.norm(dim=0)
     scale = torch.where(scale > 0, scale, 1.0)
-    triangle = torch.linalg.qr(torch.cat([a / scale, b[:, None]], dim=1), mode="r").R
-    if not bool(triangle.isfinite().all()):
+    whole = a.new_zeros(n + p, p + 1)
+    torch.div(a, scale, out=whole[:n, :p])
+    whole[:n, p] = b
+    whole[n:, :p].diagonal().fill_(DAMPING * torch.finfo(a.dtype).eps)
+    r, solve = torch.linalg.qr(whole, mode="r").R, torch.linalg.solve_triangular
+    triangle, scaled = r[:p, :p], whole[:n, :p]
+    y = solve(triangle, r[:p, p:], upper=True)
+    y += solve(triangle, solve(triangle.T, scaled.T @ (b[:, None] - scaled @ y), upper=False), upper=True)
+    x = y[:, 0] / scale
+    if not bool(x.isfinite().all()):
         raise ValueError(
             "Least squares: expected finite derivatives of the residuals; got infinite ones or NaN. Is a feature or an "
             "enrichment function singular at a collocation point?"
         )
-    r = triangle.cpu().numpy()
-    cutoff = 4 * torch.finfo(a.dtype).eps
-    x = lstsq(r[:, :-1], r[:, -1], cond=cutoff, lapack_driver="gelsy", overwrite_a=True, overwrite_b=True, check_finite=False)[
-        0
-    ]
-    return torch.as_tensor(x).to(a) / scale
+    return x
 
 
 def gauss_newton(weights: Weights, batch: Any, affine: bool) -> Solved:
@@ -143,31 +176,38 @@ def gauss_newton(weights: Weights, batch: Any, affine: bool) -> Solved:
     before = float(r.square().sum())
     if not isfinite(before):
         weights.place(start)
-        return Solved(before, before, 0.0)
+        return Solved(before, before, before, 0.0)
     origin, a = weights.now, jacobian.dense()
     step = least_squares(a, -r)
+    linear = r + a @ step
+    predicted = float(linear.square().sum())
     if affine:
         weights.place(step)
-        return Solved(before, float((r + a @ step).square().sum()), rounding(a, step))
+        return Solved(before, predicted, predicted, rounding(a, step), (linear, 2 * (a.T @ linear)))
     length = 1.0
     while length >= SHORTEST:
         weights.place(origin + length * step)
         after = float(weights.residuals(batch).square().sum())
         if after < before:
-            return Solved(before, after, rounding(a, weights.now))
+            return Solved(before, after, predicted, rounding(a, weights.now))
         length /= 2
     weights.place(origin)
-    return Solved(before, before, rounding(a, origin))
+    return Solved(before, before, predicted, rounding(a, origin))
 
 
 def rounding(a: Tensor, w: Tensor) -> float:
-    """eps |A diag(w)|: the norm of what rounding does to A w, errors in its terms being independent."""
-    return torch.finfo(a.dtype).eps * float((a.norm(dim=0) * w).norm())
+    """mu |D w|: a residual of that norm is as small as rounding leaves it."""
+    return DAMPING * torch.finfo(a.dtype).eps * float((a.norm(dim=0) * w).norm())
 
 
 def fresh(task: Any) -> Any:
-    """A batch of points that no step trains on."""
-    return task.batch(FRESH)
+    """A batch of points that no step trains on, fewer than those of a step."""
+    return few(task.batch(FRESH), 1 / SHARE)
+
+
+def few(batch: Any, share: float) -> Any:
+    """A share of the points of each block, but no fewer than some dozens if it has them."""
+    return tuple(replace(block.piece(0, max(ceil(share * len(block.x)), FEW)), share=1.0) for block in batch)
 
 
 def size_of(weights: Weights, batch: Any) -> float:
@@ -176,12 +216,18 @@ def size_of(weights: Weights, batch: Any) -> float:
     return found if isfinite(found) else float("inf")
 
 
-def evaluate(weights: Weights, batch: Any) -> Evaluation:
-    """The evaluation at the present parameters, whose gradient it leaves in `p.grad`."""
-    r, jacobian = weights.linearize(batch)
-    for p, part in zip(weights.parameters, weights.split(2 * jacobian.transposed(r)), strict=True):
+def evaluate(weights: Weights, batch: Any, at: tuple[Tensor, Tensor] | None = None) -> Evaluation:
+    """The evaluation at the present weights, whose gradient it leaves in `p.grad`; `at`: residuals and gradient if known."""
+    if at is None:
+        r, jacobian = weights.linearize(batch)
+        at = r, 2 * jacobian.transposed(r)
+    r, gradient = at
+    for p, part in zip(weights.parameters, weights.split(gradient), strict=True):
         p.grad = part
-    each = {name: float(part.square().sum()) for name, part in weights.task.scaled(weights.model, batch).items()}
-    losses = {name: each[name] / weight if weight else 0.0 for name, weight in weights.task.weights.items()}
+    losses, start = dict[str, float](), 0
+    for name, rows in weights.rows(batch).items():
+        weight = weights.task.weights[name]
+        losses[name] = float(r[start : start + rows].square().sum()) / weight
+        start += rows
     loss = float(r.square().sum())
-    return Evaluation(loss, losses, isfinite(loss))
+    return Evaluation(loss, {name: losses[name] for name in weights.task.weights}, isfinite(loss))
