@@ -131,11 +131,8 @@ class Features(nn.Module):
             features = features.reshape(len_of(x), -1, prod(self.patches)) * self._windows(y)
             features = features.reshape(len_of(x), self.width)
         if self._enrichment:
-            features = torch.cat([of_points(self._enriched, x), features], dim=1)
+            features = torch.cat([*(of_points(function, x) for function in self._enrichment), features], dim=1)
         return features
-
-    def _enriched(self, x: Tensor) -> Tensor:
-        return torch.cat([function(x) for function in self._enrichment], dim=1)
 
     def _windows(self, y: Any) -> Any:
         """The windows of all patches at points `(n, d)`: `(n, 1, patches)`, products of one along each coordinate."""

@@ -37,6 +37,7 @@ class Polish:
         task, model, batch = objective.task, objective.model, objective.batch
         weights = Weights(task, model, [*last(model.network).parameters(), *model.raw.parameters()])
         if self._affine is None:
+            weights.trace(batch)
             self._affine = weights.affine(batch)
         start, other = weights.now, fresh(task)
         before = size_of(weights, other)

@@ -5,8 +5,9 @@ the problem is linear, which is tested and not asked. Then one least-squares sol
 of Gauss and Newton, `A = dr/dw` at the present w, as far as the residuals fall along it.
 
 What is left to choose is chosen by the residual at *fresh* points, the only thing at hand that overfitting does not lower:
-the range R of the hidden weights, first on few features, by factors of two and then along each coordinate, and the number of
-features, which doubles until that no longer helps, with R in proportion to their number along a coordinate; then R, finer.
+the range R of the hidden weights, first of few features at few points, by factors of two and then along each coordinate; and
+the number of features, which doubles until that no longer helps, R in proportion to their number along a coordinate and then
+finer by sqrt 2.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ ROWS = 3
 """Residuals for each weight, while R is sought."""
 NEWTON = 15
 """Steps of Gauss and Newton at most for each R that is tried."""
-ALIKE = 4.0
-"""Residuals within this factor differ by chance: of such the largest R is taken, whose features depend on each other least."""
+EXPLAINED = 0.05
+"""Of the residual at first: with so few features that no R leaves less, the choice of R says nothing."""
+ILL = 4.0
+"""How many times what rounding leaves counts beside the residual: a smaller R may lower that by a worse condition."""
+FINE = 1000.0
+"""R is not sought finer for a residual below so many tolerances."""
 PAYS, BETTER = 0.5, 0.5
 """What the fresh residual must fall by for twice the features, and for another R."""
 
@@ -44,12 +49,19 @@ class Fit:
         radius: R along each coordinate.
         weights: all that is solved for, by parameter; of fewer features: the others are zero. None: as fits the best so far.
         residual: norm of the scaled residuals at fresh points; infinite where it was not asked yet.
+        rounding: norm that rounding leaves at least.
     """
 
     size: int
     radius: list[float]
     weights: list[Tensor] | None
     residual: float = inf
+    rounding: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """What a choice is to make small."""
+        return self.residual + ILL * self.rounding
 
 
 class RandomFeatures:
@@ -68,8 +80,11 @@ class RandomFeatures:
         self._best: Fit | None = None
         self._now: Fit | None = None
         """What is being fitted, or is to be fitted next."""
-        self._change, self._changed = -1, False
-        """Which change of R comes next, -1: the number of features grows; whether one of this round has helped."""
+        self._change: int | None = None
+        """Which change of R is tried, None: more features."""
+        self._grows = True
+        """Whether anything has helped since the number of features was last found to be enough."""
+        self._at: Evaluation | None = None
         self._stalled: str | None = None
 
     def scale(self, factor: float) -> None:
@@ -88,6 +103,7 @@ class RandomFeatures:
             )
         if self._now is None:
             weights = Weights(task, model)
+            weights.trace(batch)
             self._affine, self._first = weights.affine(batch), size_of(weights, fresh(task))
             self._now = self._search(objective)
         probe = self._placed(self._now, objective)
@@ -97,18 +113,22 @@ class RandomFeatures:
         settled = self._affine or solved.settled
         now = self._now = replace(self._now, weights=probe.parts)
         if settled:
-            now = replace(now, residual=size_of(probe, fresh(task)))
-        kept = self._best is None or (settled and now.residual < self._best.residual)
+            now = replace(now, residual=size_of(probe, fresh(task)), rounding=solved.rounding)
+        kept = self._best is None or (settled and now.cost < self._best.cost)
         if kept:
             model.take(probe.model)
         if settled:
-            self._choose(now, model.network.width, now.residual <= solved.rounding)
-        return evaluate(Weights(task, model), batch, solved.at if kept and now.size == model.network.width else None)
+            self._choose(now, model.network.width)
+        if self._at is None or kept or objective.fresh:
+            known = solved.at if kept and now.size == model.network.width else None
+            self._at, objective.fresh = evaluate(Weights(task, model), batch, known), False
+        return self._at
 
     def _placed(self, fit: Fit, objective: Objective) -> Weights:
         """The weights of a network of the features of a fit."""
         found = Weights(objective.task, objective.model.on(objective.model.network.first(fit.size)))
-        network = found.model.network
+        network: Any = found.model.network
+        found.trace(objective.batch)
         network.radius.copy_(torch.tensor(fit.radius))
         if fit.weights is not None:
             found.fill(fit.weights)
@@ -117,9 +137,17 @@ class RandomFeatures:
         return found
 
     def _search(self, objective: Objective) -> Fit:
-        """The R of the least residual at fresh points, of few features fitted at few points."""
-        start = Weights(objective.task, objective.model.on(objective.model.network.first(self._start)))
+        """The R of the least residual at fresh points, of the fewest features that explain anything of the problem."""
+        size, width = self._start, objective.model.network.width
+        while (found := self._searched(objective, size)).residual > EXPLAINED * self._first and size < width:
+            size = min(2 * size, width)
+        return replace(found, residual=inf, rounding=0.0)
+
+    def _searched(self, objective: Objective, size: int) -> Fit:
+        """The R of the least residual at fresh points, of so many features fitted at few points."""
+        start = Weights(objective.task, objective.model.on(objective.model.network.first(size)))
         network: Any = start.model.network
+        start.trace(objective.batch)
         begin, radius, count = start.parts, network.radius.tolist(), ROWS * len(start.now)
         some, other = (
             few(batch, count / sum(start.rows(batch).values())) for batch in (objective.batch, fresh(objective.task))
@@ -132,39 +160,43 @@ class RandomFeatures:
                 solved = gauss_newton(start, some, self._affine)
                 if solved.settled:
                     break
-            return Fit(network.width, at, start.parts, size_of(start, other))
+            return Fit(network.width, at, start.parts, size_of(start, other), solved.rounding)
 
         fits = [tried([r * factor for r in radius]) for factor in RANGES]
-        best = [fit for fit in fits if fit.residual <= ALIKE * min(fit.residual for fit in fits)][-1]
+        best = min(fits, key=lambda fit: fit.cost)
+        if best.residual > EXPLAINED * self._first and size < objective.model.network.width:
+            return best
         for change in _changes(len(best.radius), 2.0)[2:]:
-            while (found := tried(_times(best.radius, change))).residual < BETTER * best.residual:
+            while (found := tried(_times(best.radius, change))).cost < BETTER * best.cost:
                 best = found
-        return replace(best, residual=inf)
+        return best
 
-    def _choose(self, now: Fit, width: int, rounding: bool) -> None:
+    def _choose(self, now: Fit, width: int) -> None:
         """Judge a fit, and choose what is fitted next."""
-        before, changing = self._best.residual if self._best else inf, self._change >= 0
-        helped = now.residual < (BETTER if changing else PAYS) * before
-        self._best = best = now if self._best is None or now.residual < before else self._best
+        before, grown = self._best.cost if self._best else inf, self._change is None
+        helped = now.cost < (PAYS if grown else BETTER) * before
+        self._best = best = now if self._best is None or now.cost < before else self._best
         changes = _changes(len(best.radius), 2**0.5)
-        self._changed |= changing and helped
-        self._change += 0 if helped else 1
-        if self._change == len(changes) and self._changed and best.size < width:
-            self._change, self._changed, helped = -1, False, True
-        if self._change < 0 and best.size == width:
-            self._change = 0
+        if grown:
+            self._grows, self._change = helped, 0
+        else:
+            self._grows |= helped
+            self._change += 0 if helped else 1
+        fine = best.residual <= max(best.rounding, FINE * self._tolerance * self._first)
+        if fine or self._change == len(changes):
+            self._change = None
         if best.residual <= self._tolerance * self._first:
             self._stalled = "the residual at fresh points has fallen to the tolerance"
-        elif rounding and self._change >= 0:
-            self._stalled = "the residual at fresh points is as small as rounding leaves it"
-        elif self._change == len(changes):
-            self._stalled = "neither more features nor another range of their weights lowers the residual at fresh points"
-        elif self._change < 0:
+        elif self._change is not None:
+            self._now = Fit(best.size, _times(best.radius, changes[self._change]), None)
+        elif self._grows and best.size < width:
             size, d = min(2 * best.size, width), len(best.radius)
             wider = (size / best.size) ** (1 / d)
             self._now = Fit(size, [wider * r for r in best.radius], None)
+        elif fine:
+            self._stalled = "the residual at fresh points is about as small as rounding leaves it"
         else:
-            self._now = Fit(best.size, _times(best.radius, changes[self._change]), None)
+            self._stalled = "neither more features nor another range of their weights lowers the residual at fresh points"
 
     def state_dict(self) -> dict[str, Any]:
         fits = {name: None if fit is None else vars(fit) for name, fit in (("best", self._best), ("now", self._now))}
@@ -172,14 +204,14 @@ class RandomFeatures:
             "affine": self._affine,
             "first": self._first,
             "change": self._change,
-            "changed": self._changed,
+            "grows": self._grows,
             "stalled": self._stalled,
         }
         return {**mine, **fits}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._affine, self._first, self._stalled = state["affine"], state["first"], state["stalled"]
-        self._change, self._changed = state["change"], state["changed"]
+        self._change, self._grows = state["change"], state["grows"]
         self._best, self._now = (None if state[name] is None else Fit(**state[name]) for name in ("best", "now"))
 
 

@@ -72,6 +72,16 @@ class Weights:
         """Scaled residuals `(N,)` and their Jacobian `(N, P)`."""
         return self.task.linearize(self.model, batch, self.parameters)
 
+    def trace(self, batch: Any) -> None:
+        """Let the task see how residuals depend on these weights where they are of size 1, before it meets larger ones.
+
+        At a solution weights may be so large that rounding hides whether two ways to differentiate agree.
+        """
+        start, generator = self.now, torch.Generator().manual_seed(0)
+        self.place(torch.randn(len(start), generator=generator, dtype=start.dtype).to(start))
+        self.linearize(few(batch, 0.0))
+        self.place(start)
+
     def rows(self, batch: Any) -> dict[str, int]:
         """How many residuals each term has, in their order."""
         found: dict[str, int] = {}
