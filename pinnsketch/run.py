@@ -73,6 +73,10 @@ class Run(Running):
             device=device,
         )
         warnings = self.task.check(self.trial)
+        if network is not None and problem.enrichment:
+            warnings.append(
+                "the problem's enrichment is left out: it is for networks of kind features, not for one of your own."
+            )
         self._points = self.task.batch()
         self.course = Course(
             "trial",
