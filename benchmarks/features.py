@@ -1,4 +1,4 @@
-"""Random features and least squares: relative L2 error, seconds, and the residual at fresh points, over three seeds.
+"""Random features and least squares: relative L2 error, CPU seconds, and the residual at fresh points, over three seeds.
 
 Nothing is tuned to a problem but the activation, the number of patches and of points; the method finds the range of the hidden
 weights itself. A problem is marked `exact` where the features, or the enrichment, contain the solution exactly or nearly so, as
@@ -122,29 +122,30 @@ def case(name: str, problem: str | Problem, width: int, interior: int, goal: flo
 
 CASES = [
     case("Poisson, tanh", "poisson", 500, 2000, 1e-12, 1),
+    case("Poisson, tanh, 1,000", "poisson", 1000, 2000, 1e-12, 1),
     case("Poisson, sin", "poisson", 500, 2000, 1e-12, 1, activation="sin", exact=True),
-    case("Poisson on the disk, tanh", "poisson_disk", 500, 2000, 1e-12, 5),
+    case("Poisson on the disk, tanh", "poisson_disk", 500, 2000, 1e-11, 5),
     case("heat, tanh", "heat", 500, 2000, 1e-10, 60),
-    case("wave c=2, sin", "wave", 1000, 3000, 1e-10, 60, activation="sin", exact=True),
-    case("wave c=2, tanh", "wave", 2000, 6000, 1e-10, 60),
     case("Helmholtz (1, 4), sin", "helmholtz", 1000, 3000, 1e-10, 60, activation="sin", exact=True),
-    case("Helmholtz (1, 4), tanh", "helmholtz", 2000, 6000, 1e-10, 60),
+    case("Helmholtz (1, 4), tanh", "helmholtz", 1000, 3000, 1e-10, 60),
+    case("wave c=2, sin", "wave", 1000, 3000, 1e-10, 60, activation="sin", exact=True),
+    case("wave c=2, tanh", "wave", 1000, 3000, 1e-10, 60),
     case("convection 30, sin", convection(30), 1000, 3000, 1e-10, 60, activation="sin", exact=True),
-    case("convection 30, tanh", convection(30), 2000, 6000, 1e-10, 60),
+    case("convection 30, tanh", convection(30), 1000, 3000, 1e-10, 60),
     case("convection 50, sin", convection(50), 1000, 3000, 1e-10, 60, activation="sin", exact=True),
-    case("convection 50, tanh", convection(50), 2000, 6000, 1e-10, 60),
-    case("L-shape, r^(2/3), plain", "poisson_l_shape", 1000, 3000, 1e-3, 60),
-    case("L-shape, r^(2/3), enriched", "poisson_l_shape", 500, 2000, 1e-6, 60, parameters={"enriched": True}, exact=True),
-    case("L-shape, all r^(2k/3), plain", corner(0), 1000, 3000, 1e-3, 60),
-    case("L-shape, all r^(2k/3), enriched by 8", corner(8), 1000, 3000, 1e-6, 60),
-    case("reaction 5, tanh", reaction(5), 1000, 3000, 1e-8, 60),
-    case("Kovasznay, tanh", "kovasznay", 300, 1000, 1e-8, 60),
-    case("Burgers 0.01/pi, tanh, 8 patches", "burgers", 1600, 6000, 1e-6, 60, patches={"x": 8}),
+    case("convection 50, tanh", convection(50), 1000, 3000, 1e-10, 60),
+    case("L-shape, r^(2/3), plain", "poisson_l_shape", 500, 2000, 1e-3, 60),
+    case("L-shape, r^(2/3), enriched", "poisson_l_shape", 250, 1000, 1e-6, 60, parameters={"enriched": True}, exact=True),
+    case("L-shape, all r^(2k/3), plain", corner(0), 500, 2000, 1e-3, 60),
+    case("L-shape, all r^(2k/3), enriched by 4", corner(4), 500, 2000, 1e-6, 60),
+    case("Kovasznay, tanh", "kovasznay", 250, 1000, 1e-8, 60),
+    case("reaction 5, tanh", reaction(5), 500, 2000, 1e-8, 60),
+    case("Burgers 0.1/pi, tanh", "burgers", 500, 2000, 1e-6, 60, parameters={"nu": 0.1 / pi}),
 ]
 
 
 def solved(case: Case, seed: int) -> dict[str, Any]:
-    """Error, seconds of the run, residual at fresh points, steps, and what the method came to."""
+    """Error, CPU seconds of the run on one thread, residual at fresh points, steps, and what the method came to."""
     source = find_problem(case.problem, Path.cwd()) if isinstance(case.problem, str) else None
     problem = load_problem(source, case.parameters) if source else case.problem
     config = {
@@ -154,16 +155,15 @@ def solved(case: Case, seed: int) -> dict[str, Any]:
         "train": {"method": "features", "seed": seed, "steps": 100},
         "monitor": False,
     }
-    began, cpu = time.perf_counter(), time.process_time()
+    began = time.process_time()
     run = Run(problem, make_config(config))  # type: ignore[arg-type]
     curve, note = [], None
     for step in run:
         note = step.note
-        curve.append((time.perf_counter() - began, run.task.error(run.trial)["overall"]))  # type: ignore[index]
-    took = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
-    weights = Weights(run.task, run.trial)
+        curve.append((time.process_time() - began, run.task.error(run.trial)["overall"]))  # type: ignore[index]
+    seconds, weights = time.process_time() - began, Weights(run.task, run.trial)
     return {
-        **took,
+        "seconds": seconds,
         "error": curve[-1][1],
         "residual": size_of(weights, fresh(run.task)),
         "steps": len(curve),
@@ -197,9 +197,25 @@ def figure(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     for (name, runs), line in zip(found.items(), ["-", "--", ":"] * 10, strict=False):
         middle = sorted(runs, key=lambda run: run["error"])[len(runs) // 2]
         axes.loglog(*zip(*middle["curve"], strict=True), line, marker=".", label=name)
-    axes.set(xlabel="seconds", ylabel="relative L2 error", title="Random features, least squares: middle of the seeds")
+    axes.set(
+        xlabel="CPU seconds, one thread",
+        ylabel="relative L2 error",
+        title="Random features, least squares: middle of the seeds",
+    )
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.get_figure().savefig(path, dpi=120)
+
+
+def rows_of(case: Case, runs: list[dict[str, Any]]) -> list[Row]:
+    """Medians over the seeds, the errors with their spread."""
+    errors = sorted(run["error"] for run in runs)
+    error, seconds, residual, steps = (statistics.median(r[k] for r in runs) for k in ("error", "seconds", "residual", "steps"))
+    mark = "; the solution is in the span" if case.exact else ""
+    peer = f"{errors[0]:.1e} to {errors[-1]:.1e}; {steps:g} solves; residual {residual:.1e}{mark}"
+    return [
+        Row(f"{case.name}: relative L2 error", error, "", f"<= {case.goal:g}", error <= case.goal, peer),
+        Row(f"{case.name}: CPU seconds", seconds, "s", f"<= {case.seconds:g}", seconds <= case.seconds),
+    ]
 
 
 def main() -> None:
@@ -212,19 +228,13 @@ def main() -> None:
         cases = [case for case in cases if case.network["width"] <= 500]
         print("Left out: cases of more than 500 features, seeds 1 and 2, the command.")
     rows, found = [], dict[str, list[dict[str, Any]]]()
-    for case in cases:
-        runs = found[case.name] = [solved(case, seed) for seed in (SEEDS[:1] if given.quick else SEEDS)]
-        errors = sorted(run["error"] for run in runs)
-        error, seconds, residual, steps = (
-            statistics.median(r[k] for r in runs) for k in ("error", "seconds", "residual", "steps")
-        )
-        mark = "; the solution is in the span" if case.exact else ""
-        peer = f"{errors[0]:.1e} to {errors[-1]:.1e}; {steps:g} solves; residual {residual:.1e}{mark}"
-        rows += [
-            Row(f"{case.name}: relative L2 error", error, "", f"<= {case.goal:g}", error <= case.goal, peer),
-            Row(f"{case.name}: seconds", seconds, "s", f"<= {case.seconds:g}", seconds <= case.seconds),
-        ]
-        print(rows[-2], rows[-1], flush=True)
+    try:
+        for case in cases:
+            found[case.name] = [solved(case, seed) for seed in (SEEDS[:1] if given.quick else SEEDS)]
+            rows += rows_of(case, found[case.name])
+            print(rows[-2], rows[-1], flush=True)
+    except KeyboardInterrupt:
+        print("Left out: the cases after", rows[-1].name)
     if not given.quick and "Poisson, tanh".startswith(given.only):
         seconds = statistics.median(command() for _ in SEEDS)
         rows.append(Row("Poisson, tanh: pinnsketch solve, as a command", seconds, "s", "<= 5", seconds <= 5))

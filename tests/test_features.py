@@ -315,12 +315,12 @@ def test_a_nonlinear_equation_by_gauss_and_newton():
 
 
 def test_unknown_coefficients_are_solved_for_with_the_weights():
-    problem = load_problem(PROBLEMS / "inverse_diffusivity.py", {"noise": 1e-9, "probes": 50})
+    problem = load_problem(PROBLEMS / "inverse_diffusivity.py", {"noise": 1e-9})
     solution = solve(
         problem,
-        network={"kind": "features", "width": 100},
-        points={"interior": 150, "boundary": 40},
-        train={"method": "features", "start": 100, "steps": 8},
+        network={"kind": "features", "width": 125},
+        points={"interior": 500, "boundary": 100},
+        train={"method": "features", "steps": 4},
         monitor=False,
     )
     assert solution.coefficients["a"] == pytest.approx(0.3, abs=1e-6)
