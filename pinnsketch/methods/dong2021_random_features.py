@@ -173,15 +173,12 @@ class RandomFeatures:
 
     def _choose(self, now: Fit, width: int) -> None:
         """Judge a fit, and choose what is fitted next."""
-        before, grown = self._best.cost if self._best else inf, self._change is None
-        helped = now.cost < (PAYS if grown else BETTER) * before
+        before, change = self._best.cost if self._best else inf, self._change
+        helped = now.cost < (PAYS if change is None else BETTER) * before
         self._best = best = now if self._best is None or now.cost < before else self._best
         changes = _changes(len(best.radius), 2**0.5)
-        if grown:
-            self._grows, self._change = helped, 0
-        else:
-            self._grows |= helped
-            self._change += 0 if helped else 1
+        self._grows = helped or (self._grows and change is not None)
+        self._change = 0 if change is None else change if helped else change + 1
         fine = best.residual <= max(best.rounding, FINE * self._tolerance * self._first)
         if fine or self._change == len(changes):
             self._change = None
