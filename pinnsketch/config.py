@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from pinnsketch.gauges import chosen
 from pinnsketch.methods import METHODS
-from pinnsketch.network import ACTIVATIONS, KINDS
+from pinnsketch.network import ACTIVATIONS, KINDS, options_of
 from pinnsketch.points import SAMPLERS
 from pinnsketch.train import DECAYS, Stage
 
@@ -138,13 +138,35 @@ class Section(BaseModel):
 
 
 class NetworkConfig(Section):
-    """The network: its kind, width, depth and activation of its hidden layers, and how fast it oscillates at the start."""
+    """The network: its kind, width, depth and activation of its hidden layers, and how fast it oscillates at the start.
+
+    `patches`: of features, along each coordinate. What a kind does not have is None; defaults are those of the kind.
+    """
 
     kind: Annotated[str, row_of(KINDS, "network")] = "mlp"
     width: Count = 50
-    depth: Count = 4
+    depth: Count | None = 4
     activation: Annotated[str, row_of(ACTIVATIONS, "activation")] = "tanh"
     frequency: Positive = 1.0
+    patches: Count | dict[str, Count] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_the_kind(cls, data: Any) -> Any:
+        kind = data.get("kind", "mlp") if isinstance(data, Mapping) else None
+        if not isinstance(kind, str) or kind not in KINDS:
+            return data
+        known = options_of(kind)
+        given = {key: value for key, value in data.items() if value is not None or key in known}
+        for key in given.keys() - known.keys() - {"kind"}:
+            if key in cls.model_fields:
+                raise PydanticCustomError("unknown_key", f"a network of kind {kind} has no {key}{did_you_mean(key, known)}")
+        return {**{key: known.get(key) for key in cls.model_fields if key != "kind"}, **given}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the kind takes."""
+        return self.model_dump(exclude={"kind"}, exclude_none=True)
 
 
 class PointsConfig(Section):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, signature
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pinnsketch.features import Features
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -72,4 +76,39 @@ class MLP(nn.Module):
         return self.layers[-1](y)
 
 
-KINDS: dict[str, type[nn.Module]] = {"mlp": MLP}
+KINDS: dict[str, type[nn.Module]] = {"mlp": MLP, "features": Features}
+
+
+def options_of(kind: str) -> dict[str, Any]:
+    """What can be said of a kind of network in a config, with its defaults."""
+    given = {"bounds", "outputs", "enrichment", "generator", "dtype"}
+    found = signature(KINDS[kind].__init__).parameters.values()
+    return {p.name: p.default for p in found if p.default is not Parameter.empty and p.name not in given}
+
+
+def build(
+    kind: str,
+    options: Mapping[str, Any],
+    bounds: Tensor,
+    coordinates: Sequence[str],
+    outputs: int,
+    enrichment: Sequence[Callable[[Tensor], Tensor]] = (),
+    **more: Any,
+) -> nn.Module:
+    """A network as a config describes it: numbers by coordinate in the order of these; `more`: generator and dtype.
+
+    Raises:
+        ValueError: if a coordinate is not known, or the kind takes no enrichment.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            for key in value:
+                if key not in coordinates:
+                    raise ValueError(f"network.{name}: there is no coordinate {key!r}; there are {', '.join(coordinates)}.")
+            given[name] = tuple(value.get(key, 1) for key in coordinates)
+    if enrichment:
+        if "enrichment" not in signature(KINDS[kind].__init__).parameters:
+            raise ValueError(f"The problem has an enrichment, which networks of kind features take; got the kind {kind}.")
+        given["enrichment"] = enrichment
+    return KINDS[kind](bounds, outputs, **given, **more)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,8 @@ class Problem:
         parameters: numbers, or `Unknown` coefficients, that residuals may ask for by name.
         exact: the solution where one is known, as a torch function of coordinates and parameters by name; for several
             unknowns one function each. It is never trained on: errors are measured against it, and `check` tests it.
+        enrichment: torch functions of coordinates and parameters by name, `(n, 1)`, such as the singular one of a corner; a
+            network of kind `features` has them beside its features, with a weight for each unknown.
 
     Raises:
         ProblemError: if there are no terms, or a residual asks for a name that is not there.
@@ -159,6 +162,7 @@ class Problem:
     terms: Mapping[str, Term]
     parameters: Mapping[str, float | Unknown] = field(default_factory=dict)
     exact: Callable[..., Tensor] | Mapping[str, Callable[..., Tensor]] | None = None
+    enrichment: Sequence[Callable[..., Tensor]] = ()
 
     def __post_init__(self) -> None:
         names = tuple(self.unknowns.replace(",", " ").split()) if isinstance(self.unknowns, str) else tuple(self.unknowns)
@@ -172,6 +176,17 @@ class Problem:
     @property
     def coordinates(self) -> tuple[str, ...]:
         return self.domain.coordinates
+
+    @property
+    def enriching(self) -> list[Callable[[Tensor], Tensor]]:
+        """The enrichment as functions of points `(n, d)`."""
+        numbers = {name: value for name, value in self.parameters.items() if not isinstance(value, Unknown)}
+
+        def at(function: Callable[..., Tensor], x: Tensor) -> Tensor:
+            names = {**dict(zip(self.coordinates, x.split(1, dim=1), strict=True)), **numbers}
+            return function(**{need: names[need] for need in parameters_of(function)})
+
+        return [partial(at, function) for function in self.enrichment]
 
     @property
     def coefficients(self) -> dict[str, Unknown]:
@@ -220,6 +235,7 @@ def _validate(problem: Problem) -> None:
     for name, term in problem.terms.items():
         _validate_term(problem, name, term)
     _validate_exact(problem)
+    _validate_enrichment(problem)
 
 
 def _validate_term(problem: Problem, name: str, term: Term) -> None:
@@ -281,6 +297,14 @@ def _validate_exact(problem: Problem) -> None:
         for need in parameters_of(function):
             if need not in known:
                 raise ProblemError(f"exact {name!r} asks for {need!r}; it may ask for {', '.join(known)}.")
+
+
+def _validate_enrichment(problem: Problem) -> None:
+    known = (*problem.coordinates, *(name for name in problem.parameters if name not in problem.coefficients))
+    for number, function in enumerate(problem.enrichment, start=1):
+        for need in parameters_of(function):
+            if need not in known:
+                raise ProblemError(f"enrichment, function {number}: it asks for {need!r}; it may ask for {', '.join(known)}.")
 
 
 def unread(problem: Problem) -> list[str]:

@@ -21,7 +21,7 @@ from pinnsketch.course import PROBE, Course, Running, expect_checkpoint
 from pinnsketch.estimate import estimated
 from pinnsketch.library import load_problem
 from pinnsketch.monitor import Monitor
-from pinnsketch.network import KINDS
+from pinnsketch.network import build
 from pinnsketch.origin import Origin, trace
 from pinnsketch.problem import Data, Problem
 from pinnsketch.record import write_results
@@ -75,6 +75,10 @@ class Run(Running):
             device=device,
         )
         warnings = self.task.check(self.trial)
+        if network is not None and problem.enrichment:
+            warnings.append(
+                "the problem's enrichment is left out: it is for networks of kind features, not for one of your own."
+            )
         self._points = self.task.batch()
         self.course = Course(
             "trial",
@@ -281,11 +285,13 @@ def _power(step: int) -> int:
 
 def build_network(config: RunConfig, problem: Problem, generator: torch.Generator) -> nn.Module:
     """The network that a config describes, for the domain and unknowns of a problem."""
-    options = config.network.model_dump(exclude={"kind"})
-    return KINDS[config.network.kind](
+    return build(
+        config.network.kind,
+        config.network.options,
         torch.tensor(problem.domain.bounds),
+        problem.coordinates,
         len(problem.unknowns),
-        **options,
+        problem.enriching,
         generator=generator,
         dtype=torch.float64 if config.precision == "float64" else torch.float32,
     )

@@ -15,7 +15,7 @@ from pinnsketch import checkpoint
 from pinnsketch.collocation import Collocation
 from pinnsketch.estimate import estimated
 from pinnsketch.health import Health
-from pinnsketch.network import KINDS
+from pinnsketch.network import build
 from pinnsketch.problem import Problem
 from pinnsketch.trial import Trial
 
@@ -45,11 +45,12 @@ class Solution:
         task: Collocation | None = None,
         network: Mapping[str, Any] | None = None,
         names: Mapping[str, Any] | None = None,
+        enriched: bool = False,
         history: list[dict[str, Any]] | None = None,
         health: Health | None = None,
     ) -> None:
         self.trial, self.metrics, self.problem, self.task, self._network = trial, dict(metrics), problem, task, network
-        self._names = dict(names or {})
+        self._names, self._enriched = dict(names or {}), enriched or bool(problem and problem.enrichment)
         if problem is not None:
             self._names = {
                 "coordinates": list(problem.coordinates),
@@ -127,6 +128,7 @@ class Solution:
             {
                 "format": 1,
                 "network": dict(self._network) if self._network else None,
+                "enriched": self._enriched,
                 "names": self._names,
                 "state": self.trial.state_dict(),
                 "coefficients": self.coefficients,
@@ -138,12 +140,13 @@ class Solution:
         )
 
     @classmethod
-    def load(cls, path: str | Path, network: nn.Module | None = None) -> Solution:
+    def load(cls, path: str | Path, network: nn.Module | None = None, problem: Problem | None = None) -> Solution:
         """Read a saved solution; no code in the file can run.
 
         Args:
             path: what `save` wrote.
             network: the module that was trained, where it was your own and not one that a config describes.
+            problem: where it has an enrichment, whose functions are not in the file.
 
         Raises:
             CheckpointError: if the file is no saved solution.
@@ -153,10 +156,18 @@ class Solution:
             raise checkpoint.CheckpointError(f"{path} holds no solution; a run folder has it in model.pt.")
         if network is None and state["network"] is None:
             raise checkpoint.CheckpointError(f"{path} was trained with your own network: give it, as in load(path, network).")
+        enriched = bool(state.get("enriched", False))
+        if network is None and enriched and problem is None:
+            raise checkpoint.CheckpointError(
+                f"{path} was trained with an enrichment: give its problem, as in load(path, problem=p)."
+            )
         if network is None:
             options, dtype = dict(state["network"]), getattr(torch, state["precision"])
-            bounds = torch.tensor(state["names"]["bounds"], dtype=torch.float64)
-            network = KINDS[options.pop("kind")](bounds, len(state["names"]["unknowns"]), **options, dtype=dtype)
+            names = state["names"]
+            bounds = torch.tensor(names["bounds"], dtype=torch.float64)
+            functions = problem.enriching if problem else []
+            outputs = len(names["unknowns"])
+            network = build(options.pop("kind"), options, bounds, names["coordinates"], outputs, functions, dtype=dtype)
         trial = Trial(network)
         own = {name.removeprefix("network."): value for name, value in state["state"].items() if name.startswith("network.")}
         try:
@@ -168,7 +179,7 @@ class Solution:
         health = Health()
         health.load_state_dict(state["health"])
         given = {word: state[word] for word in ("metrics", "names", "network", "history")}
-        return cls(trial, **given, health=health)
+        return cls(trial, **given, health=health, enriched=enriched)
 
     def __repr__(self) -> str:
         error = "" if not self.error else f", relative L2 error {self.error['overall']:.2e}"

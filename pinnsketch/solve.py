@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pinnsketch import checkpoint
 from pinnsketch.config import RunConfig, make_config
 from pinnsketch.library import find_problem, load_problem
 from pinnsketch.problem import Problem
@@ -140,7 +141,7 @@ def compare_folders(first: Path, second: Path) -> dict[str, Any]:
         RunError: if one of the folders holds no finished run.
     """
     metrics = [_metrics(folder) for folder in (first, second)]
-    models = [Solution.load(folder / "model.pt").trial.state_dict() for folder in (first, second)]
+    models = [checkpoint.load(folder / "model.pt")["state"] for folder in (first, second)]
     same = models[0].keys() == models[1].keys() and all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     return {"identical": same, "first": {"folder": str(first), **metrics[0]}, "second": {"folder": str(second), **metrics[1]}}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,19 @@ class Trial(nn.Module):
         """Derivatives of the coefficients that train by the parameters that stand for them."""
         known = self.values()
         return {name: known[name] if self._positive[name] else 1.0 for name, raw in self.raw.items() if raw.requires_grad}
+
+    def on(self, network: nn.Module) -> Trial:
+        """Another network with copies of the coefficients."""
+        found = Trial(network)
+        found._positive, found.raw = dict(self._positive), deepcopy(self.raw)
+        return found
+
+    def take(self, other: Trial) -> None:
+        """Be the function that another is, of more or fewer features of the same kind, with its coefficients."""
+        self.network.take(other.network)  # type: ignore[operator]
+        with torch.no_grad():
+            for name, raw in self.raw.items():
+                raw.copy_(other.raw[name])
 
     def fix(self, name: str, value: float) -> None:
         """Add a coefficient that is known, and trains no more."""

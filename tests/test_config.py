@@ -95,7 +95,7 @@ UNKNOWN_NAMES = {
     ),
     "method": (
         {"train": {"method": "adma"}},
-        "train.schedule.0.method: there is no method 'adma'; did you mean 'adam'? (known: adam, lbfgs",
+        "train.schedule.0.method: there is no method 'adma'; did you mean 'adam'? (known: adam, dsgnar, features, lbfgs",
     ),
     "precision": ({"precision": "float16"}, "precision: expected 'float64', 'float32' or 'mixed'; got 'float16'"),
 }

@@ -19,9 +19,10 @@ PROBLEMS = sorted((ROOT / "problems").glob("*.py"))
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "problem" in read_yaml(path, "problem: NAME")]
 TIERS = [
     {"sketch", "derivatives", "jets", "geometry", "graphed"},
+    {"features"},
     {"field", "points", "network", "gauges", "layers"},
-    {"problem", "monitor", "methods", "compiled"},
-    {"trial", "gradient", "blocks"},
+    {"problem", "blocks", "monitor", "methods", "compiled"},
+    {"trial", "gradient"},
     {"collocation", "health", "train", "checkpoint"},
     {"estimate"},
     {"downloads"},
@@ -221,7 +222,7 @@ FORBIDDEN = {
     "sketch": {"field", "problem", "collocation", "network", "monitor"},
     "derivatives": {"sketch", "problem"},
     "train": {"sketch", "monitor", "problem", "field", "collocation"},
-    "methods": {"sketch", "monitor", "problem", "field", "collocation"},
+    "methods": {"monitor", "problem", "field", "collocation"},
     "cli": {"torch", "numpy"},
 }
 

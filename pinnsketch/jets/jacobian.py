@@ -7,7 +7,7 @@ norm of each row then need no row itself: |dr_n/dW|^2 = <X_n X_n^T, G_n G_n^T> w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +70,15 @@ class Outer:
 
     def rows(self) -> Tensor:
         """`(c n, o i)`."""
-        return torch.einsum("scno,sni->cnoi", self.g, self.x).flatten(2).flatten(0, 1)
+        return self.put(self.g.new_empty(self.g.shape[1] * self.g.shape[2], self.g.shape[-1] * self.x.shape[-1]))
+
+    def put(self, out: Tensor) -> Tensor:
+        """The rows, written to `(c n, o i)`."""
+        (_, c, n, o), i = self.g.shape, self.x.shape[-1]
+        whole = out.unflatten(0, (c, n)).unflatten(2, (o, i)).zero_()
+        for g, x in zip(self.g, self.x, strict=True):
+            whole.addcmul_(g[..., None], x[None, :, None])
+        return out
 
     def times(self, v: Tensor) -> Tensor:
         """The rows times a change `(o i,)` of the parameter, `(c n,)`."""
@@ -138,12 +146,12 @@ class Jacobian:
 
     def dense(self) -> Tensor:
         """All entries, `(N, P)`."""
-        return torch.cat(
-            [
-                torch.cat([block[k].rows() if k in block else self._zeros(n, size) for k, size in enumerate(self._sizes)], 1)
-                for n, block in zip(self._rows, self._blocks, strict=True)
-            ]
-        )
+        found = self._zeros(*self.shape)
+        for part, block in zip(found.split(self._rows), self._blocks, strict=True):
+            columns = part.split(self._sizes, dim=1)
+            for k, outer in block.items():
+                outer.put(columns[k])
+        return found
 
     def times(self, v: Tensor) -> Tensor:
         """J v, `(N,)`, for a change v `(P,)` of the parameters."""
@@ -203,10 +211,10 @@ def by_uses(columns: Tensor, uses: Sequence[Use], parameters: Sequence[nn.Parame
     Parameters that the pass did not meet in a linear layer are taken to act on the residual directly, each as a number that is
     the same for all points.
     """
-    n, ends = len(columns), _ends(uses)
-    slopes = [_gradient(column, ends) for column in columns.unbind(1)]
-    found: dict[int, Outer] = {}
     place = {id(p): k for k, p in enumerate(parameters)}
+    n, uses = len(columns), _of(uses, place)
+    slopes = [_gradient(column, _ends(uses)) for column in columns.unbind(1)]
+    found: dict[int, Outer] = {}
 
     def note(parameter: Tensor | None, outer: Outer) -> None:
         k = place.get(id(parameter))
@@ -217,7 +225,7 @@ def by_uses(columns: Tensor, uses: Sequence[Use], parameters: Sequence[nn.Parame
     for u, use in enumerate(uses):
         value = _stack([slope[2 * u] for slope in slopes], 0)[None]
         parts = _stack([slope[2 * u + 1] for slope in slopes], 1)
-        note(use.weight, Outer(_channels([use.x.value, use.x.whole]), torch.cat([value, parts])))
+        note(use.weight, _read(use, torch.cat([value, parts])))
         note(use.bias, Outer(ones, value))
     for k, parameter in enumerate(parameters):
         if k not in found:
@@ -227,6 +235,16 @@ def by_uses(columns: Tensor, uses: Sequence[Use], parameters: Sequence[nn.Parame
     return found
 
 
+def _read(use: Use, g: Tensor) -> Outer:
+    """The outer products of one use; where the input is wide and the output narrow, without streams that no residual reads."""
+    x = [use.x.value, *use.x.whole]
+    if len(x) * x[0].shape[-1] > PASSES * g.shape[1] * g.shape[-1]:
+        read = g.flatten(1).ne(0).any(1).tolist()
+        kept = [s for s, reads in enumerate(read) if reads] or [0]
+        x, g = [x[s] for s in kept], g[kept]
+    return Outer(_channels(x), g)
+
+
 def by_point(
     columns: Tensor, uses: Sequence[Use], parameters: Sequence[nn.Parameter]
 ) -> tuple[list[tuple[Tensor, ...]], Tensor]:
@@ -234,12 +252,14 @@ def by_point(
 
     One reverse pass for each column gives both: the norms by the channel-Gram identity, from what it leaves at the layers.
     """
+    trained = {id(p) for p in parameters}
+    uses = _of(uses, trained)
     ends, ones = _ends(uses), columns.new_ones(())
     weights, biases = dict[int, list[int]](), dict[int, list[int]]()
     for u, use in enumerate(uses):
         weights.setdefault(id(use.weight), []).append(u)
         biases.setdefault(id(use.bias), []).append(u)
-    trained, met = {id(p) for p in parameters}, weights.keys() | biases.keys()
+    met = weights.keys() | biases.keys()
     shared = [group for key, group in weights.items() if key in trained]
     inputs = [_gram(_channels([part for u in group for part in (uses[u].x.value, uses[u].x.whole)])) for group in shared]
     direct = [rows for p in parameters if id(p) not in met and (rows := _direct(columns, p)) is not None]
@@ -256,13 +276,19 @@ def by_point(
     return gradients, torch.stack(norms)
 
 
+def _of(uses: Sequence[Use], parameters: Collection[int]) -> list[Use]:
+    """The uses of these parameters, given by `id`: no others need a reverse pass, nor have one where a layer does not train."""
+    return [use for use in uses if id(use.weight) in parameters or id(use.bias) in parameters]
+
+
 def _ends(uses: Sequence[Use]) -> list[Tensor]:
     return [end for use in uses for end in (use.y.value, use.y.parts)]
 
 
 def _channels(parts: Sequence[Tensor]) -> Tensor:
     """Values `(n, i)` and streams `(K, n, i)` one after another, `(S, n, i)`."""
-    return torch.cat([part.detach() if part.ndim == 3 else part.detach()[None] for part in parts])
+    each = [part.detach() if part.ndim == 3 else part.detach()[None] for part in parts]
+    return each[0] if len(each) == 1 else torch.cat(each)
 
 
 def _gram(x: Tensor) -> Tensor:
@@ -301,6 +327,8 @@ def by_rows(columns: Tensor, parameters: Sequence[nn.Parameter]) -> dict[int, Ou
 
 
 def _gradient(column: Tensor, ends: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    if not ends:
+        return ()
     found = torch.autograd.grad(column.sum(), ends, retain_graph=True, allow_unused=True, materialize_grads=True)
     return tuple(g.detach() for g in found)
 

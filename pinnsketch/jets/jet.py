@@ -149,7 +149,7 @@ class Elementwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, parts: Tensor, streams: Streams, derivatives: Family) -> Any:
         order = max((m for _, m in streams.terms), default=1)
-        f, x = derivatives(value, order + 1), parts.unbind()
+        f, x = derivatives(value, order + any(ctx.needs_input_grad)), parts.unbind()
         sums = {key: _sum(x, products) for key, products in streams.terms.items()}
         rows = Rows(f[1] * parts)
         for (s, m), total in sums.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pinnsketch.methods.adam import Adam
+from pinnsketch.methods.cyr2020_polish import Polish
+from pinnsketch.methods.dong2021_random_features import RandomFeatures
 from pinnsketch.methods.feinberg2023_sketchy import Sketchy, SketchySOAP
 from pinnsketch.methods.first_order import method_of
 from pinnsketch.methods.goldshlager2024_spring import Spring
@@ -20,10 +22,12 @@ from pinnsketch.methods.webb2026_dsgnar import Dsgnar
 METHODS: dict[str, type[Method]] = {
     "adam": Adam,
     "dsgnar": Dsgnar,
+    "features": RandomFeatures,
     "lbfgs": LBFGS,
     "muon": method_of(Muon),
     "natural_gradient": NaturalGradient,
     "nncg": NNCG,
+    "polish": Polish,
     "sgd": SGD,
     "shampoo": method_of(Shampoo),
     "sketchy": method_of(Sketchy),

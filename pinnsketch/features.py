@@ -1,0 +1,166 @@
+"""Random features: a network whose hidden layer is drawn and stays, so that finding the output layer is linear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pinnsketch.jets import of_points
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "sin": torch.sin}
+STEEPNESS = 6.0
+"""Of a window's edge over the width of its patch: at the next edge it has fallen to 6e-6."""
+
+
+class Features(nn.Module):
+    """Random features (Dong & Li 2021; Chen, Chi, E & Yang 2022): one hidden layer that does not train.
+
+        u = w_0 + sum_j w_j psi_j(x) sigma(a_j . (x - c_j)) + sum_k v_k f_k(x),    a_j uniform in [-R, R]^d
+
+    in coordinates scaled from `bounds` to [-1, 1]. The centres c_j are uniform in the box; with `patches` they are uniform in
+    one patch each, a_j is scaled to the patch, and psi_j is the window of that patch: the windows are smooth and sum to 1.
+    Only w and v train, from zero.
+
+    Args:
+        bounds: lower and upper end of each input, `(d, 2)`.
+        outputs: number of outputs m.
+        width: number M of features, shared evenly by the patches.
+        activation: sigma: tanh or sin.
+        frequency: R; the method `features` starts its search there.
+        patches: number of patches along each coordinate, one for all or one for each.
+        enrichment: functions f_k that map points `(n, d)` to values `(n, 1)`, such as the singular one of a corner.
+        generator: draws the features; equal generators give equal networks.
+        dtype: of all parameters.
+
+    Maps points `(n, d)` to values `(n, m)`.
+
+    Raises:
+        ValueError: if there are more patches than features, or an activation is not known.
+    """
+
+    center: Tensor
+    scale: Tensor
+    directions: Tensor
+    """a_j over R and the width of a patch, `(M, d)`."""
+    centres: Tensor
+    """c_j, `(M, d)`."""
+    radius: Tensor
+    """R along each coordinate, `(d,)`."""
+
+    def __init__(
+        self,
+        bounds: Tensor,
+        outputs: int = 1,
+        *,
+        width: int = 1000,
+        activation: str = "tanh",
+        frequency: float = 1.0,
+        patches: int | Sequence[int] = 1,
+        enrichment: Sequence[Callable[[Tensor], Tensor]] = (),
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"There are no features {activation!r}; there are {', '.join(ACTIVATIONS)}.")
+        low, high = bounds.to(dtype).T
+        d = len(low)
+        self.patches = (patches,) * d if isinstance(patches, int) else tuple(patches)
+        each = width // prod(self.patches)
+        if not each:
+            raise ValueError(
+                f"Features: expected at least one for each of {prod(self.patches)} patches; got a width of {width}."
+            )
+        self.register_buffer("center", (low + high) / 2)
+        self.register_buffer("scale", 2 / (high - low))
+        drawn = 2 * torch.rand(2, each * prod(self.patches), d, generator=generator, dtype=dtype) - 1
+        widths = 2 / torch.tensor(self.patches, dtype=dtype)
+        places = torch.cartesian_prod(*(torch.arange(k, dtype=dtype) for k in self.patches)).view(-1, d)
+        self.register_buffer("directions", drawn[0] * 2 / widths)
+        self.register_buffer("centres", (places.repeat(each, 1) + (drawn[1] + 1) / 2) * widths - 1)
+        self.register_buffer("radius", torch.full((d,), float(frequency), dtype=dtype))
+        self._activation, self._enrichment = ACTIVATIONS[activation], tuple(enrichment)
+        self.output = nn.utils.skip_init(nn.Linear, len(self._enrichment) + len(drawn[0]), outputs, dtype=dtype)
+        for p in self.output.parameters():
+            nn.init.zeros_(p)
+
+    @property
+    def width(self) -> int:
+        """The number of features M."""
+        return len(self.directions)
+
+    def first(self, width: int) -> Features:
+        """A network of so many of the features, as many for each patch, with an output layer of its own."""
+        count = prod(self.patches)
+        kept = max(min(width, self.width) // count, 1) * count
+        found = Features.__new__(Features)
+        nn.Module.__init__(found)
+        found.patches, found._activation, found._enrichment = self.patches, self._activation, self._enrichment
+        for name in ("center", "scale", "radius"):
+            found.register_buffer(name, getattr(self, name).clone())
+        found.register_buffer("directions", self.directions[:kept])
+        found.register_buffer("centres", self.centres[:kept])
+        inputs, outputs, like = len(self._enrichment) + kept, self.output.out_features, self.output.weight
+        found.output = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=like.dtype, device=like.device)
+        found.take(self)
+        return found
+
+    def take(self, other: Features) -> None:
+        """Be the function that a network of more or fewer of the same features is; features that it lacks have weight zero."""
+        with torch.no_grad():
+            self.radius.copy_(other.radius)
+            self.output.bias.copy_(other.output.bias)
+            self.output.weight.zero_()
+            kept = min(self.output.in_features, other.output.in_features)
+            self.output.weight[:, :kept] = other.output.weight[:, :kept]
+
+    def forward(self, x: Any) -> Any:
+        return self.output(self.hidden(x))
+
+    def hidden(self, x: Any) -> Any:
+        """All functions that the output layer combines, at points `(n, d)`."""
+        y = (x - self.center) * self.scale
+        weight = self.directions * self.radius
+        features = self._activation(functional.linear(y, weight, -(weight * self.centres).sum(1)))
+        if prod(self.patches) > 1:
+            features = features.reshape(len_of(x), -1, prod(self.patches)) * self._windows(y)
+            features = features.reshape(len_of(x), self.width)
+        if self._enrichment:
+            features = torch.cat([*(of_points(function, x) for function in self._enrichment), features], dim=1)
+        return features
+
+    def _windows(self, y: Any) -> Any:
+        """The windows of all patches at points `(n, d)`: `(n, 1, patches)`, products of one along each coordinate."""
+        found: Any = None
+        for axis, count in enumerate(self.patches):
+            if count == 1:
+                continue
+            along = windows(y[:, axis : axis + 1], count)
+            found = along if found is None else (found.reshape(len_of(y), -1, 1) * along.reshape(len_of(y), 1, count))
+            found = found.reshape(len_of(y), -1)
+        return found.reshape(len_of(y), 1, -1)
+
+
+def len_of(x: Any) -> int:
+    """The number of points of a tensor or a jet."""
+    return x.shape[0]
+
+
+def windows(y: Any, count: int) -> Any:
+    """A partition of unity of [-1, 1] in so many patches of equal width, at points `(n, 1)`: `(n, count)`.
+
+    Steps s_k = (1 + tanh) / 2 rise at the edges between patches, and psi_k = s_k - s_(k+1), with s_0 = 1 and s_count = 0: they
+    are smooth, positive and telescope to 1.
+    """
+    like = y.value if hasattr(y, "value") else y
+    edges = torch.linspace(-1, 1, count + 1, dtype=like.dtype, device=like.device)[1:-1]
+    steps = 0.5 * torch.tanh((y - edges) * (STEEPNESS * count / 2)) + 0.5
+    difference = torch.zeros(count - 1, count, dtype=like.dtype, device=like.device)
+    rows = torch.arange(count - 1)
+    difference[rows, rows], difference[rows, rows + 1] = -1.0, 1.0
+    return functional.linear(steps, difference.T.contiguous()) + torch.eye(count, dtype=like.dtype, device=like.device)[0]
