@@ -146,3 +146,15 @@ def test_the_table_of_the_accuracy_page_is_the_committed_result():
 
 def _rows(name):
     return json.loads(RESULTS.with_name(f"{name}.json").read_text())["rows"]
+
+
+def test_the_table_of_the_features_page_is_the_committed_result():
+    found = {row["name"]: row for row in json.loads(RESULTS.with_name("features.json").read_text())["rows"]}
+    page = (ROOT / "docs" / "features.md").read_text()
+    table = re.findall(r"^\| ([^|]+?)( \*)? \| ([\d.e-]+) \| ([\d.e-]+) \| ([\d.]+) \|$", page, flags=re.MULTILINE)
+    assert [name for name, *_ in table] == [name.split(": rel")[0] for name in found if name.endswith("relative L2 error")]
+    for name, star, error, goal, seconds in table:
+        row = found[f"{name}: relative L2 error"]
+        assert (error, f"<= {goal}") == (f"{row['value']:.1e}", row["goal"])
+        assert bool(star) == ("in the span" in row["peer"])
+        assert seconds == f"{found[f'{name}: CPU seconds']['value']:.1f}"
