@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pinnsketch.blocks import Block
 from pinnsketch.jets import Basis
 from pinnsketch.methods.flat import Flat
 from pinnsketch.methods.method import Evaluation, Objective
@@ -176,7 +175,7 @@ class Dsgnar:
         bases, start = self._bases(r), self._flat.get()
         quadratic = Quadratic(jacobian.along(bases) * scale, r)
 
-        def residuals(x: Tensor, points: Sequence[Block]) -> Tensor:
+        def residuals(x: Tensor, points: Sequence[Any]) -> Tensor:
             self._flat.set(x)
             return torch.cat(list(task.scaled(model, points).values()))
 
@@ -252,7 +251,7 @@ class Dsgnar:
             found.append(Basis.random(o, i, max(1, round(self._share * o * i)), self._generator, like))
         return found
 
-    def _drawn(self, batch: Sequence[Block], each: Mapping[str, Tensor]) -> tuple[tuple[Block, ...], dict[str, Tensor]]:
+    def _drawn(self, batch: Sequence[Any], each: Mapping[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
         """Points drawn by their residuals (by term, each `(k n,)`), and by term the factor of each of their rows."""
         blocks, factors = [], dict[str, Tensor]()
         for block in batch:
