@@ -2,8 +2,8 @@
 
 A row is the median over seeds of the relative L2 error that a method has reached after so many seconds of training, against a
 closed form, or a spectral reference whose own error is given. Set-up is part of the time; imports, the start of a GPU and
-measurements of the error are not. Each training has two threads on a CPU. Features that hold the solution are marked `sin` (sines
-for a sine solution) and `enriched`.
+measurements of the error are not. Each training has two threads on a CPU. Features that hold the solution are marked `sin`
+(sines for a sine solution) and `enriched`.
 
     python benchmarks/accuracy.py [--quick] [--device cuda] [--jobs N] [--only PATTERN] [--seeds N] [--out FILE]
 """
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from importlib import import_module
 from inspect import Parameter, Signature
 from math import inf, isfinite, pi
 from multiprocessing import get_context
@@ -328,7 +329,7 @@ def one(name: str, way: str, seed: int, device: str, seconds: float) -> list[tup
     options = {key: dict(value) for key, value in case.ways[way].items()}
     train = {"log": 10**9, "checkpoint": 10**9, "seed": seed, **options.pop("train")}
     problem, reference = case.make(), case.reference() if case.reference else None
-    import torch.fx.experimental.symbolic_shapes  # loaded by the first gradient: like all imports, not part of the time
+    import_module("torch.fx.experimental.symbolic_shapes")  # by the first gradient; like all imports not part of the time
 
     if device == "cuda":
         torch.linalg.cholesky(

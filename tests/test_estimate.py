@@ -54,6 +54,13 @@ def test_of_a_trained_solution_the_error_lies_within_the_estimates(name, paramet
     assert true < found["limit"]
 
 
+def test_a_solution_that_is_right_to_rounding_is_known_to_be():
+    points, network = {"interior": 900, "boundary": 200}, {"kind": "features", "width": 250}
+    solution = solve(shipped("poisson"), network=network, points=points, train={"method": "features"}, monitor=False)
+    assert solution.error["overall"] < 1e-8
+    assert 0.1 * solution.error["overall"] < solution.estimate["limit"] < 1e-6
+
+
 def test_the_error_of_an_unknown_coefficient_is_estimated_too():
     solution = trained(shipped("inverse_diffusivity"), 40)
     (true,) = (abs(found["estimate"] - found["exact"]) for found in solution.metrics["unknowns"].values())
