@@ -266,6 +266,8 @@ def _finish(run: Any, as_json: bool) -> None:
     from pinnsketch.run import interruptible
 
     table, measure = (image_table, "test error") if isinstance(run, ImageRun) else (metrics_table, "relative L2 error")
+    if getattr(run, "chosen", ""):
+        _say(f"Chosen: {escape(run.chosen)}.")
     for warning in run.warnings:
         _say(f"[yellow]Warning:[/] {escape(warning)}")
     with interruptible() as asked:

@@ -284,14 +284,13 @@ def _options(method: str) -> dict[str, Parameter]:
 class TrainConfig(Section):
     """The methods in order, the seed of everything random, and how often to log and to save a checkpoint (in steps).
 
+    `auto`, in place of methods: what suits the problem, see `automatic.py`.
+
     `compile`: true: torch.compile; auto: where the run is long enough to repay it, and on a GPU one CUDA graph; false: neither.
     `until`: end as soon as the relative L2 error is so small: against the exact solution, or by the estimate without one.
     """
 
-    schedule: tuple[StageConfig, ...] = (
-        StageConfig(method="adam", steps=500),
-        StageConfig(method="lbfgs", steps=2000),
-    )
+    schedule: tuple[StageConfig, ...] | Literal["auto"] = "auto"
     seed: Seed = 0
     log: Count = 50
     checkpoint: Count = 500
@@ -303,6 +302,8 @@ class TrainConfig(Section):
     def _one_method_or_a_list(cls, data: Any) -> Any:
         if isinstance(data, (list, tuple)):
             data = {"schedule": data}
+        if isinstance(data, Mapping) and data.get("method") == "auto" and "schedule" not in data:
+            data = {"schedule": "auto", **{key: value for key, value in data.items() if key != "method"}}
         if isinstance(data, Mapping) and "method" in data:
             if "schedule" in data:
                 raise PydanticCustomError("both", "give either a method or a schedule of methods, not both")
@@ -315,6 +316,11 @@ class TrainConfig(Section):
                     )
             data = {**mine, "schedule": [{key: value for key, value in data.items() if key not in mine}]}
         return data
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The schedule, once it is chosen."""
+        return [] if self.schedule == "auto" else [stage.stage() for stage in self.schedule]
 
     @model_validator(mode="after")
     def _not_empty(self) -> TrainConfig:

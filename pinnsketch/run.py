@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pinnsketch import blackbox
+from pinnsketch.automatic import choose
 from pinnsketch.blocks import Block
 from pinnsketch.collocation import Collocation
 from pinnsketch.config import RunConfig, dump_config, read_config
@@ -47,6 +48,7 @@ class Run(Running):
         trial: the network and the unknown coefficients, trained in place.
         task: the points, and the losses on them.
         origin: of what was not finite at the step that ended the run, or None.
+        chosen: what `method: auto` has chosen, and why; or "".
     """
 
     def __init__(
@@ -60,6 +62,11 @@ class Run(Running):
         overwrite: bool = False,
         resuming: bool = False,
     ) -> None:
+        self.chosen = ""
+        if config.train.schedule == "auto":
+            config, self.chosen = choose(
+                config, lambda config: Run(problem, _unwatched(config), network=network), network is not None
+            )
         self.problem, self.config, self.folder, self._source = problem, config, folder, source
         device, dtype = device_of(config.device), torch.float32 if config.precision == "float32" else torch.float64
         seed = config.train.seed
@@ -84,7 +91,7 @@ class Run(Running):
             "trial",
             self.trial,
             self.task,
-            [stage.stage() for stage in config.train.schedule],
+            config.train.stages,
             folder,
             self._watch(),
             resample=config.points.resample,
@@ -229,6 +236,7 @@ class Run(Running):
         found = self.course.metrics()
         return {
             **found,
+            "chosen": self.chosen,
             "relative_l2": self.task.error(self.trial),
             "unknowns": {name: self._estimate(name, value) for name, value in self.trial.values().items()},
             "monitor": {**found["monitor"], **self._similarity()},
@@ -276,6 +284,10 @@ def _summary_writer() -> Any:
     except ImportError:
         raise RunError("monitor.tensorboard needs a package: pip install tensorboard. Or set it to false.") from None
     return SummaryWriter
+
+
+def _unwatched(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"monitor": None})
 
 
 def _power(step: int) -> int:

@@ -42,9 +42,7 @@ class Folder:
         """
         if self.path is None:
             return
-        held = [name for name in LEFT if (self.path / name).exists()]
-        if held and not overwrite:
-            raise RunError(f"{self.path} holds a run already ({held[0]}). Choose another folder, or add --overwrite.")
+        held = self.expect_room(overwrite)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in held:
@@ -55,6 +53,17 @@ class Folder:
             raise RunError(
                 f"Cannot write to {self.path}: {error.strerror or error}. Choose another folder with --out."
             ) from None
+
+    def expect_room(self, overwrite: bool) -> list[str]:
+        """The files of a run that are in the folder.
+
+        Raises:
+            RunError: if there are some, and `overwrite` is not asked for.
+        """
+        held = [] if self.path is None else [name for name in LEFT if (self.path / name).exists()]
+        if held and not overwrite:
+            raise RunError(f"{self.path} holds a run already ({held[0]}). Choose another folder, or add --overwrite.")
+        return held
 
     def save(self, state: Callable[[], dict[str, Any]]) -> None:
         """Write checkpoint.pt."""

@@ -29,6 +29,7 @@ TIERS = [
     {"datasets", "images"},
     {"backward"},
     {"config", "image_config"},
+    {"automatic"},
     {"library", "solution", "watch", "blackbox"},
     {"origin"},
     {"report", "check", "record"},

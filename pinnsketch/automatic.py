@@ -1,0 +1,86 @@
+"""Which network, points and method, where the user leaves that open: what is tried first is what needs no training.
+
+Random features by least squares are tried as a run of their own, and are taken where the estimate of the error (`estimate.py`)
+says that they solve the problem. Otherwise a network is trained: by the natural gradient where the residuals are affine in its
+last layer, by sketched Gauss-Newton steps on many drawn points where they are not, and by Adam and L-BFGS where it is
+large, or where residuals have no Jacobian row for each point. What the user has set is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+from pinnsketch.config import NetworkConfig, PointsConfig, RunConfig, make_config
+from pinnsketch.estimate import estimated
+from pinnsketch.methods.cyr2020_polish import last
+from pinnsketch.methods.least_squares import Weights
+
+GOOD = 1e-5
+"""Features are taken where the relative error is not above this."""
+SMALL = 20_000
+"""Parameters up to which a step may cost what Gauss-Newton steps cost."""
+FEW, MANY, SOLVES = 500, 2000, 12
+"""Features that are tried: more where a solve is linear; and solves in which they must do."""
+NATURAL = {"interior": 400, "boundary": 100, "resample": 1}
+DRAWN = {"interior": 4000, "boundary": 200, "resample": 1}
+"""Points of the natural gradient, and of sketched steps."""
+
+
+def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tuple[RunConfig, str]:
+    """A config with a schedule of methods in place of `auto`, and why that one, a sentence.
+
+    Args:
+        config: what the user gave.
+        make: gives a run of a config that writes nothing and is not monitored.
+        own: the network is one of the user's own.
+    """
+    run = make(_filled(config, {"train": {"method": "adam", "steps": 1}}))
+    task, trial = run.task, run.trial
+    batch, parameters = task.batch(), [p for p in trial.parameters() if p.requires_grad]
+    count = sum(p.numel() for p in parameters)
+    if count > SMALL or not task.gives_rows(trial, batch, parameters):
+        why = f"there are {count:,} parameters" if count > SMALL else "residuals give no Jacobian row for each point, or slowly"
+        train = [{"method": "adam", "steps": 500}, {"method": "lbfgs", "steps": 2000}]
+        return _filled(config, {"train": {"schedule": train}}), f"Adam and L-BFGS: {why}"
+    linear = not trial.raw and Weights(task, trial, [*last(trial.network).parameters()]).affine(batch)
+    if not own and config.network == NetworkConfig() and config.precision == "float64":
+        for width in (FEW, MANY) if linear else (FEW,):
+            found, limit = _try_features(config, make, width)
+            if limit <= GOOD:
+                return found, f"random features by least squares: the error is estimated as {limit:.1g} at most"
+    polish = {"method": "polish", "steps": 5}
+    if linear:
+        train = [{"method": "natural_gradient", "steps": 300}, polish]
+        choice, why = NATURAL, "the natural gradient: the problem is linear and the network small"
+    else:
+        train = [{"method": "dsgnar", "steps": 400}, polish]
+        choice, why = DRAWN, "sketched Gauss-Newton steps: the problem is not linear, and the network small"
+    return _filled(config, {"points": choice, "train": {"schedule": train}}), why
+
+
+def _try_features(config: RunConfig, make: Callable[[RunConfig], Any], width: int) -> tuple[RunConfig, float]:
+    """The config with so many features, and what its relative error is not above; infinite if that is not known."""
+    network, points = {"kind": "features", "width": width}, {"interior": 4 * width, "boundary": max(width // 2, 200)}
+    tried = _filled(config, {"network": network, "points": points, "train": {"method": "features", "steps": SOLVES}})
+    run = make(tried)
+    for _ in run:
+        pass
+    return tried, estimated(run.trial, run.task).get("limit", inf)
+
+
+def _filled(config: RunConfig, choice: dict[str, Any]) -> RunConfig:
+    """The config with a choice wherever it says nothing else."""
+    given = config.model_dump()
+    train = {key: value for key, value in given["train"].items() if key != "schedule"}
+    network = choice.get("network") if config.network == NetworkConfig() else None
+    points = choice.get("points") if config.points == PointsConfig() else None
+    return make_config(
+        {
+            **given,
+            "network": network or given["network"],
+            "points": {**given["points"], **(points or {})},
+            "train": {**train, **choice["train"]},
+        }
+    )
