@@ -2,8 +2,8 @@
 
 A row is the median over seeds of the relative L2 error that a method has reached after so many seconds of training, against a
 closed form, or a spectral reference whose own error is given. Set-up is part of the time; imports, the start of a GPU and
-measurements of the error are not. On a GPU the natural gradient has four times the points. Each training has two threads on a CPU. Features that hold the solution are marked `sin`
-(sines for a sine solution) and `enriched`.
+measurements of the error are not. Each training has two threads on a CPU; on a GPU the natural gradient has four times the
+points. Features that hold the solution are marked `sin` (sines for a sine solution) and `enriched`.
 
     python benchmarks/accuracy.py [--quick] [--device cuda] [--jobs N] [--only PATTERN] [--seeds N] [--out FILE]
 """
@@ -305,8 +305,12 @@ CASES: dict[str, Case] = {
     "wave, c = 2": Case(
         shipped("wave"), {**AUTO, **both(30, 4, 500, 100), **LINEAR}, 60, MINUTE, "8e-6 trained (SOAP)",
     ),
-    "convection, beta = 30": Case(convection(30.0), {**AUTO, **both(30, 4, 500, 100), **LINEAR}, 60, MINUTE, "7.5e-3 trained (R3)"),
-    "convection, beta = 50": Case(convection(50.0), {**AUTO, **both(30, 4, 500, 100), **LINEAR}, 60, MINUTE, "7.6e-3 trained"),
+    "convection, beta = 30": Case(
+        convection(30.0), {**AUTO, **both(30, 4, 500, 100), **LINEAR}, 60, MINUTE, "7.5e-3 trained (R3)",
+    ),
+    "convection, beta = 50": Case(
+        convection(50.0), {**AUTO, **both(30, 4, 500, 100), **LINEAR}, 60, MINUTE, "7.6e-3 trained",
+    ),
     "Helmholtz (1, 4)": Case(shipped("helmholtz"), {**AUTO, **both(30, 4, 500, 150), **LINEAR}, 60, MINUTE),
     "reaction, rho = 5": Case(
         reaction, {**AUTO, **both(20, 4), "features, tanh": features(1000, 4000, 600)}, 60, MINUTE, "9.9e-3 trained (NNCG)"
