@@ -20,6 +20,7 @@ from pinnsketch.config import RunConfig, dump_config, read_config
 from pinnsketch.course import PROBE, Course, Running, expect_checkpoint
 from pinnsketch.estimate import estimated
 from pinnsketch.library import load_problem
+from pinnsketch.methods.wang2024_multistage import expect_stages
 from pinnsketch.monitor import Monitor
 from pinnsketch.network import build
 from pinnsketch.origin import Origin, trace
@@ -65,6 +66,7 @@ class Run(Running):
         seed = config.train.seed
         self.described = network is None
         made = network or build_network(config, problem, torch.Generator().manual_seed(seed)).to(device)
+        expect_stages(made, sum(stage.method == "next_stage" for stage in config.train.schedule))
         self.trial = Trial(made, problem.coefficients)
         self.task = Collocation(
             problem,
@@ -86,7 +88,7 @@ class Run(Running):
             self.task,
             [stage.stage() for stage in config.train.schedule],
             folder,
-            self._watch(),
+            self._watch,
             resample=config.points.resample,
             compile=config.train.compile,
             work=config.network.width * max(len(block.x) for block in self._points),
