@@ -34,7 +34,7 @@ class Course:
         model: trained in place; its state is what a checkpoint holds.
         task, schedule, resample: as for `train`.
         folder: where to write; None writes nothing.
-        monitor: watches the model, or None.
+        watch: makes a monitor of what trains, or None; it is asked again when that changes.
         compile: as for `Gradient`.
         work: numbers in a layer's activations.
         threads: of the CPU; 0 chooses by the work.
@@ -59,7 +59,7 @@ class Course:
         task: Task,
         schedule: Sequence[Stage],
         folder: Path | None,
-        monitor: Monitor | None,
+        watch: Callable[[], Monitor | None],
         *,
         resample: int = 0,
         compile: bool | str = "auto",
@@ -73,7 +73,8 @@ class Course:
         self._key, self._model, self._task, self._schedule, self._resample = key, model, task, schedule, resample
         self._work, self._threads, self._matmul = work, threads, matmul
         self._evaluated, self._beside = evaluated or model, beside
-        self.monitor, self.health, self.history = monitor, Health(), list[dict[str, Any]]()
+        self._watch, self._trained = watch, self._training()
+        self.monitor, self.health, self.history = watch(), Health(), list[dict[str, Any]]()
         self.place, self.warnings = Folder(folder), list(warnings)
         self.total = sum(stage.steps for stage in schedule)
         self.gradient = Gradient(self._evaluated, task, compile, self.total)
@@ -111,10 +112,20 @@ class Course:
         self._began = time.perf_counter() - self.seconds
         given: Any = {"resample": self._resample, "state": self._train_state(), "gradient": self.gradient}
         for step in train(self._evaluated, self._task, self._schedule, **given):
+            self._follow()
             self.last, self._known = step, len(self.health.findings)
             self.reached = {name: getattr(step, name) for name in ("loss", "note", "last")}
             self.reached |= {"steps": step.index, "losses": dict(step.losses)}
             yield step
+
+    def _training(self) -> list[int]:
+        return [id(p) for p in self._model.parameters() if p.requires_grad]
+
+    def _follow(self) -> None:
+        """Watch and differentiate by what trains now, if that has changed."""
+        if self._trained != self._training():
+            self._trained, self.monitor = self._training(), self._watch()
+            self.gradient.renew()
 
     def look(self, step: Step, compare: Callable[[Monitor], None] | None = None) -> bool:
         """Let the monitor take note of a step, and of its loss terms by `compare`; whether there was something to judge."""
@@ -191,6 +202,7 @@ class Course:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._model.load_state_dict(state[self._key])
+        self._follow()
         self._state, self.history[:], self.seconds = state["train"], state["history"], state["seconds"]
         self.reached = state["reached"]
         self.health.load_state_dict(state["health"])

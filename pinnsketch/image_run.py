@@ -91,7 +91,7 @@ class ImageRun(Running):
             self.task,
             [config.train.stage(self.task.batches)],
             folder,
-            monitor,
+            lambda: monitor,
             resample=1,
             work=self.network.widest * config.train.batch,
             threads=config.threads,

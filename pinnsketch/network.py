@@ -76,6 +76,61 @@ class MLP(nn.Module):
         return self.layers[-1](y)
 
 
+FASTEST = 32.0
+"""Factor of the fastest unit in the first layer of a later stage."""
+
+
+class Multistage(nn.Module):
+    """A sum of networks that train one after another, each on what the sum so far leaves (Wang & Lai 2024).
+
+        u = N_1(x) + sum_k size_k N_k(x),    k > 1
+
+    Stages that have not begun are left out. What a network leaves is smooth in most places and sharp in a few: the units of
+    the first layer of later stages have factors from 1 to `FASTEST`, evenly spaced in their logarithm, and centres that are
+    uniform in the box. Their last layers are as drawn until the method `next_stage` sets them to zero.
+
+    Args:
+        networks: of each stage, which map points `(n, d)` to values `(n, m)`.
+        generator: draws the centres.
+
+    Maps points `(n, d)` to values `(n, m)`.
+    """
+
+    sizes: Tensor
+    """size_k by output, `(stages, m)`."""
+
+    def __init__(self, networks: Sequence[MLP], generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        bias = [*networks[0].parameters()][-1].detach()
+        self.register_buffer("sizes", torch.ones(len(networks), len(bias), dtype=bias.dtype))
+        for network in networks[1:]:
+            first, shift, *_ = network.parameters()
+            centres = 2 * torch.rand(first.shape, generator=generator, dtype=first.dtype) - 1
+            with torch.no_grad():
+                first.mul_(torch.logspace(0, 1, len(first), base=FASTEST, dtype=first.dtype)[:, None])
+                shift.copy_(-(first * centres).sum(1))
+        self.begin(0)
+
+    def begin(self, stage: int) -> None:
+        """Let the network of a stage, from 0 on, join the sum; it alone trains."""
+        self.stage = stage
+        for k, network in enumerate(self.networks):
+            network.requires_grad_(k == stage)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.networks[0](x)
+        for k in range(1, self.stage + 1):
+            found = found + self.sizes[k] * self.networks[k](x)
+        return found
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.stage)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.begin(int(state))
+
+
 KINDS: dict[str, type[nn.Module]] = {"mlp": MLP, "features": Features}
 
 
@@ -83,7 +138,8 @@ def options_of(kind: str) -> dict[str, Any]:
     """What can be said of a kind of network in a config, with its defaults."""
     given = {"bounds", "outputs", "enrichment", "generator", "dtype"}
     found = signature(KINDS[kind].__init__).parameters.values()
-    return {p.name: p.default for p in found if p.default is not Parameter.empty and p.name not in given}
+    options = {p.name: p.default for p in found if p.default is not Parameter.empty and p.name not in given}
+    return options | ({"stages": 1} if KINDS[kind] is MLP else {})
 
 
 def build(
@@ -111,4 +167,6 @@ def build(
         if "enrichment" not in signature(KINDS[kind].__init__).parameters:
             raise ValueError(f"The problem has an enrichment, which networks of kind features take; got the kind {kind}.")
         given["enrichment"] = enrichment
-    return KINDS[kind](bounds, outputs, **given, **more)
+    stages = given.pop("stages", 1)
+    networks = [KINDS[kind](bounds, outputs, **given, **more) for _ in range(stages)]
+    return networks[0] if stages == 1 else Multistage(networks, more.get("generator"))  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from pinnsketch.config import RunConfig, dump_config, read_config
 from pinnsketch.course import PROBE, Course, Running, expect_checkpoint
 from pinnsketch.estimate import estimated
 from pinnsketch.library import load_problem
+from pinnsketch.methods.wang2024_multistage import expect_stages
 from pinnsketch.monitor import Monitor
 from pinnsketch.network import build
 from pinnsketch.origin import Origin, trace
@@ -72,6 +73,7 @@ class Run(Running):
         seed = config.train.seed
         self.described = network is None
         made = network or build_network(config, problem, torch.Generator().manual_seed(seed)).to(device)
+        expect_stages(made, sum(stage.method == "next_stage" for stage in config.train.schedule))
         self.trial = Trial(made, problem.coefficients)
         self.task = Collocation(
             problem,
@@ -93,7 +95,7 @@ class Run(Running):
             self.task,
             config.train.stages,
             folder,
-            self._watch(),
+            self._watch,
             resample=config.points.resample,
             compile=config.train.compile,
             work=config.network.width * max(len(block.x) for block in self._points),

@@ -106,11 +106,11 @@ def train(
 
     Yields: a Step after each step.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
     gradient = gradient or Gradient(model, task)
     index, first = (state["index"], state["stage"]) if state else (0, 0)
     done = state["done"] if state else 0
     for number, stage in enumerate(schedule[first:], start=first):
+        parameters = [p for p in model.parameters() if p.requires_grad]  # a method may have changed which these are
         method: Method = METHODS[stage.method](parameters, **stage.options)
         if state and number == first:
             method.load_state_dict(state["method"])

@@ -17,6 +17,7 @@ from pinnsketch.methods.rathore2024_nncg import NNCG
 from pinnsketch.methods.sgd import SGD
 from pinnsketch.methods.urban2025_ssbroyden import SSBroyden
 from pinnsketch.methods.vyas2024_soap import SOAP
+from pinnsketch.methods.wang2024_multistage import NextStage
 from pinnsketch.methods.webb2026_dsgnar import Dsgnar
 
 METHODS: dict[str, type[Method]] = {
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Method]] = {
     "lbfgs": LBFGS,
     "muon": method_of(Muon),
     "natural_gradient": NaturalGradient,
+    "next_stage": NextStage,
     "nncg": NNCG,
     "polish": Polish,
     "sgd": SGD,
