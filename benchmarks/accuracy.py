@@ -404,7 +404,10 @@ def figure(curves: Mapping[str, list[Curve]], out: Path) -> None:
 
     names = list(dict.fromkeys(key.partition(": ")[0] for key in curves))
     drawn = Figure(figsize=(13, 3.1 * -(-len(names) // 4)), layout="constrained")
-    for axes, name in zip(drawn.subplots(-(-len(names) // 4), 4, squeeze=False).flat, names, strict=False):
+    places = drawn.subplots(-(-len(names) // 4), 4, squeeze=False).flat
+    for axes in places[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(places, names, strict=False):
         ways = [key for key in curves if key.startswith(f"{name}: ")]
         for i, key in enumerate(ways):
             for k, curve in enumerate(curves[key]):

@@ -30,7 +30,7 @@ from pinnsketch.record import write_results
 from pinnsketch.solution import Solution
 from pinnsketch.train import Step
 from pinnsketch.trial import Trial
-from pinnsketch.workplace import RunError, device_of
+from pinnsketch.workplace import Folder, RunError, device_of
 
 
 class Run(Running):
@@ -65,15 +65,16 @@ class Run(Running):
     ) -> None:
         self.chosen = ""
         if config.train.schedule == "auto":
-            config, self.chosen = choose(
-                config, lambda config: Run(problem, _unwatched(config), network=network), network is not None
-            )
+            if not resuming:
+                Folder(folder).expect_room(overwrite)
+            own = network is not None
+            config, self.chosen = choose(config, lambda config: Run(problem, _unwatched(config), network=network), own)
         self.problem, self.config, self.folder, self._source = problem, config, folder, source
         device, dtype = device_of(config.device), torch.float32 if config.precision == "float32" else torch.float64
         seed = config.train.seed
         self.described = network is None
         made = network or build_network(config, problem, torch.Generator().manual_seed(seed)).to(device)
-        expect_stages(made, sum(stage.method == "next_stage" for stage in config.train.schedule))
+        expect_stages(made, sum(stage.method == "next_stage" for stage in config.train.stages))
         self.trial = Trial(made, problem.coefficients)
         self.task = Collocation(
             problem,

@@ -29,12 +29,16 @@ def test_every_link_and_picture_is_there(page):
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
-def test_the_yaml_example_is_a_valid_configuration(tmp_path):
+def test_the_yaml_examples_are_valid_configurations(tmp_path):
     from pinnsketch.config import read_config
 
-    (yaml,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "problems.md").read_text(), flags=re.DOTALL)
-    (tmp_path / "example.yaml").write_text(yaml)
+    whole, *parts = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "problems.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "example.yaml").write_text(whole)
     assert read_config(tmp_path / "example.yaml").points.terms == {"sides": 200}
+    assert parts
+    for part in parts:
+        (tmp_path / "example.yaml").write_text(f"problem: poisson\n{part}")
+        assert read_config(tmp_path / "example.yaml").train.schedule
 
 
 def test_the_commands_that_ci_runs_are_in_the_readme():
@@ -142,6 +146,37 @@ def test_the_table_of_the_accuracy_page_is_the_committed_result():
             f"{limit:.2f}",
             f"{seconds:.2f}",
         ]
+
+
+def test_the_tables_of_methods_are_the_committed_results():
+    from statistics import median
+
+    page = (ROOT / "docs" / "accuracy.md").read_text()
+    read = ROOT.joinpath
+    for name, first, width in (("accuracy", "| problem |", 6), ("accuracy_h200", "| one H200 |", 4)):
+        curves = {}
+        for key, curve in json.loads(read("benchmarks", "results", f"{name}.json").read_text())["curves"].items():
+            curves.setdefault(key.rpartition(", seed ")[0], []).append(curve)
+        lines = page[page.index(first) :].split("\n\n")[0].splitlines()
+        heads, *table = ([cell.strip(" `") for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:]))
+        assert len(heads) == width
+        for row, *cells in table:
+            if name == "accuracy":
+                for head, cell in zip(heads[1:], cells, strict=True):
+                    prefix = f"{row}: {head.replace('`', '').replace('sines for sines', 'sin')}"
+                    found = next((c for key, c in curves.items() if key.startswith(prefix)), None)
+                    ends = [median(c[-1][k] for c in found) for k in (1, 0)] if found else None
+                    assert cell == (f"{ends[0]:.1e} in {ends[1]:.3g} s" if ends else "-"), (row, head)
+            else:
+                found = curves[row.replace(", `", ": ").replace("`", "")]
+                for seconds, cell in zip((2, 5, 30), cells, strict=True):
+                    at = [[error for t, error in curve if t <= 1.02 * seconds + 0.2][-1] for curve in found]
+                    assert cell == f"{median(at):.1e}", (row, seconds)
+    auto = {name: row for name, *row in re.findall(r"^\| ([^|]+) \| ([\d.e-]+) in ([\d.]+) s \|", page, flags=re.MULTILINE)}
+    readme = (ROOT / "README.md").read_text()
+    for name, digits in (("Poisson 2D", 1), ("wave, c = 2", 0), ("Kovasznay, Re 40", 0)):
+        error, seconds = (float(x) for x in auto[name])
+        assert f"{error:.1e}".replace("e-0", "e-") + f" in {seconds:.{digits}f} s" in readme.replace("\n", " "), name
 
 
 def _rows(name):
