@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
 class Flat:
-    """Parameters as one vector `(P,)`, in the order of the columns of a Jacobian."""
+    """Parameters, and their gradients, as one vector `(P,)`, in the order of the columns of a Jacobian."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = list(parameters)
-        self._sizes = [p.numel() for p in self._parameters]
 
-    def get(self) -> Tensor:
-        """A copy of their values."""
-        return torch.cat([p.detach().reshape(-1) for p in self._parameters])
+    @property
+    def x(self) -> Tensor:
+        return self._joined(p.detach() for p in self._parameters)
 
-    def set(self, x: Tensor) -> None:
+    @property
+    def gradient(self) -> Tensor:
+        return self._joined(torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters)
+
+    def place(self, x: Tensor) -> None:
+        """Let the parameters be x."""
         with torch.no_grad():
-            for p, part in zip(self._parameters, x.split(self._sizes), strict=True):
+            for p, part in zip(self._parameters, self._split(x), strict=True):
                 p.copy_(part.view_as(p))
 
-    def set_gradient(self, gradient: Tensor) -> None:
-        for p, part in zip(self._parameters, gradient.split(self._sizes), strict=True):
+    def scatter(self, gradient: Tensor) -> None:
+        """Let `p.grad` be parts of a gradient."""
+        for p, part in zip(self._parameters, self._split(gradient), strict=True):
             p.grad = part.view_as(p)
+
+    @staticmethod
+    def _joined(tensors: Iterable[Tensor]) -> Tensor:
+        return torch.cat([t.reshape(-1) for t in tensors])
+
+    def _split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        return flat.split([p.numel() for p in self._parameters])

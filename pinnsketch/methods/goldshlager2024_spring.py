@@ -64,7 +64,7 @@ class Spring:
         r, jacobian = task.linearize(model, batch)
         losses = {name: float(part.square().sum()) / task.weights[name] for name, part in task.scaled(model, batch).items()}
         loss = float(r.square().sum())
-        self._flat.set_gradient(2 * jacobian.transposed(r))
+        self._flat.scatter(2 * jacobian.transposed(r))
         if not isfinite(loss):
             return Evaluation(loss, losses, False)
         few, mu = len(r) <= MOST, self._momentum
@@ -73,7 +73,7 @@ class Spring:
         self._direction = old + solve(r - jacobian.times(old))
         self._count += 1
         phi = self._direction / (1 - mu ** (2 * self._count)) ** 0.5
-        self._flat.set(self._flat.get() - min(self._lr, self._reach / float(phi.norm())) * phi)
+        self._flat.place(self._flat.x - min(self._lr, self._reach / float(phi.norm())) * phi)
         objective.fresh = False
         return Evaluation(loss, losses, True)
 

@@ -53,14 +53,14 @@ class NaturalGradient:
         squares = torch.stack([part.square().sum() for part in each.values()])
         losses = {name: square / task.weights[name] for name, square in zip(each, squares.tolist(), strict=True)}
         loss = float(r.square().sum())
-        self._flat.set_gradient(2 * jacobian.transposed(r))
+        self._flat.scatter(2 * jacobian.transposed(r))
         if not isfinite(loss):
             return Evaluation(loss, losses, False)
-        start = self._flat.get()
+        start = self._flat.x
         solve = _solver(jacobian, kernel, self._damping * loss)
 
         def residuals(x: Tensor) -> Tensor:
-            self._flat.set(x)
+            self._flat.place(x)
             return torch.cat(list(self._residuals(objective).values()))
 
         p = solve(r)
@@ -73,7 +73,7 @@ class NaturalGradient:
 
         length, best = self._search(at, loss)
         self._stalled = not best < loss and not objective.fresh and length <= SHORTEST
-        self._flat.set(start - length * p + length**2 * a if best < loss else start)
+        self._flat.place(start - length * p + length**2 * a if best < loss else start)
         self._length, objective.fresh = max(length, 2.0**-10), False
         return Evaluation(loss, losses, True)
 

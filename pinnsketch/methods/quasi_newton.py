@@ -2,47 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
+from pinnsketch.methods.flat import Flat
 from pinnsketch.methods.line_search import Trial, strong_wolfe
 from pinnsketch.methods.method import Evaluation, Objective
-
-
-class Flat:
-    """Parameters, and their gradients, as one vector `(P,)`."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._parameters = list(parameters)
-
-    @property
-    def x(self) -> Tensor:
-        return self._joined(p.detach() for p in self._parameters)
-
-    @property
-    def gradient(self) -> Tensor:
-        return self._joined(torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters)
-
-    def place(self, x: Tensor) -> None:
-        """Let the parameters be x."""
-        with torch.no_grad():
-            for p, part in zip(self._parameters, self._split(x), strict=True):
-                p.copy_(part.view_as(p))
-
-    def scatter(self, gradient: Tensor) -> None:
-        """Let `p.grad` be parts of a gradient."""
-        for p, part in zip(self._parameters, self._split(gradient), strict=True):
-            p.grad = part.view_as(p)
-
-    @staticmethod
-    def _joined(tensors: Iterable[Tensor]) -> Tensor:
-        return torch.cat([t.reshape(-1) for t in tensors])
-
-    def _split(self, flat: Tensor) -> tuple[Tensor, ...]:
-        return flat.split([p.numel() for p in self._parameters])
 
 
 class Curvature(Protocol):

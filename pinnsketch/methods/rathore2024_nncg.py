@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pinnsketch.methods.flat import Flat
 from pinnsketch.methods.method import Evaluation, Objective
-from pinnsketch.methods.quasi_newton import Flat
 
 SUFFICIENT, HALVINGS = 0.1, 30
 """Of Armijo's condition, as in the paper; and of the step length, at most."""

@@ -165,18 +165,18 @@ class Dsgnar:
         scale = torch.cat(list(factors.values()))
         r, jacobian = task.linearize(model, few)
         r = r * scale
-        self._flat.set_gradient(2 * jacobian.transposed(r * scale))
+        self._flat.scatter(2 * jacobian.transposed(r * scale))
         parts = dict(zip(factors, r.split([len(factor) for factor in factors.values()]), strict=True))
         drawn = {name: float(parts[name].square().sum()) for name in task.weights}
         losses = {name: drawn[name] / weight if weight else 0.0 for name, weight in task.weights.items()}
         evaluation = Evaluation(sum(drawn.values()), losses, isfinite(loss) and isfinite(sum(drawn.values())))
         if not evaluation.finite:
             return evaluation
-        bases, start = self._bases(r), self._flat.get()
+        bases, start = self._bases(r), self._flat.x
         quadratic = Quadratic(jacobian.along(bases) * scale, r)
 
         def residuals(x: Tensor, points: Sequence[Any]) -> Tensor:
-            self._flat.set(x)
+            self._flat.place(x)
             return torch.cat(list(task.scaled(model, points).values()))
 
         def loss_at(x: Tensor) -> float:
@@ -194,7 +194,7 @@ class Dsgnar:
             return lambda length: start - length * p + length**2 * a
 
         best, x = (self._along if self._damping else self._trusted)(quadratic, path, loss_at, loss)
-        self._flat.set(x if best < loss else start)
+        self._flat.place(x if best < loss else start)
         shortest = self._length <= SHORTEST_PATH if self._damping else self._radius <= SHORTEST
         self._stalled = not best < loss and not objective.fresh and shortest
         objective.fresh = False
