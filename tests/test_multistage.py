@@ -1,22 +1,25 @@
 """Multistage networks: the sum, the switch from one network to the next, and what it gains."""
 
-from copy import deepcopy
 from math import pi
 
 import pytest
 import torch
 from torch import sin
 
-from pinnsketch.config import make_config
+from pinnsketch import Box, Problem, Term, Unknown
+from pinnsketch.config import ConfigError, make_config
+from pinnsketch.methods.wang2024_multistage import NextStage
 from pinnsketch.network import FASTEST, MLP, Multistage, build
 from pinnsketch.run import Run
+from pinnsketch.solution import Solution
 
-FIRST = {"method": "natural_gradient", "steps": 40}
-SCHEDULE = [FIRST, {"method": "next_stage"}, {"method": "natural_gradient", "steps": 40}]
+FIRST = {"method": "natural_gradient", "steps": 20}
+SCHEDULE = [FIRST, {"method": "next_stage"}]
+BRIEF = [{**FIRST, "steps": 6}, {"method": "next_stage"}, {**FIRST, "steps": 6}]
 SOURCE = """
 from math import pi
 from torch import sin
-from pinnsketch import Box, Problem, Term
+from pinnsketch import Box, Problem, Term, Unknown
 
 def problem():
     line = Box(x=(0, 1))
@@ -34,7 +37,7 @@ def problem():
     return names["problem"]()
 
 
-def made(schedule=SCHEDULE, stages=2, given=None, folder=None, **more):
+def made(schedule=SCHEDULE, stages=2, given=None, folder=None, source=None, **more):
     config = {
         "problem": "here",
         "network": {"width": 12, "depth": 2, "stages": stages},
@@ -42,7 +45,7 @@ def made(schedule=SCHEDULE, stages=2, given=None, folder=None, **more):
         "train": {"schedule": schedule, "log": 1000},
         "monitor": False,
     }
-    return Run(given or problem(), make_config(config | more), folder)
+    return Run(given or problem(), make_config(config | more), folder, source=source)
 
 
 def go(run, steps=10**6):
@@ -100,35 +103,31 @@ def test_the_sum_is_that_of_the_stages_that_have_begun():
 
 
 def test_at_the_switch_the_function_stays_and_from_then_on_the_new_network_alone_moves():
-    run = go(made(), 40)
-    before, x = parts(run), run.task.test_points
-    values, loss = run.trial(x), run.course.last.loss
-    run = made()
-    states = {}
+    run, seen = made(BRIEF), {}
     for step in run:
-        if step.index in (40, 41, 43):
-            states[step.index] = parts(run), run.trial(x).detach(), step
-    assert same(states[40][0][0], before[0])
-    torch.testing.assert_close(states[41][1], values.detach(), rtol=1e-15, atol=0)
-    assert states[41][2].method == "next_stage"
-    assert states[41][2].note
-    assert loss > 0
-    assert same(states[43][0][0], before[0])
-    assert not any(torch.equal(p, q) for p, q in zip(states[43][0][1], states[41][0][1], strict=True))
-    assert all(p.grad is None for p in run.trial.network.networks[0].parameters())
-    assert all(p.grad is not None for p in run.trial.network.networks[1].parameters())
+        seen[step.index] = step, run.trial(run.task.test_points).detach(), *parts(run)
+    assert seen[7][0].method == "next_stage"
+    assert "the next network trains" in seen[7][0].note
+    torch.testing.assert_close(seen[7][1], seen[6][1], rtol=1e-15, atol=0)
+    assert same(seen[6][3], parts(made(BRIEF))[1])
+    assert same(seen[6][2], seen[13][2])
+    assert not any(map(torch.equal, seen[7][3], seen[9][3]))
+    assert [[p.grad is None for p in network.parameters()] for network in run.trial.network.networks] == [
+        [True] * 6,
+        [False] * 6,
+    ]
 
 
 def test_the_size_is_that_of_the_error():
-    run = go(made(), 41)
+    run = go(made())
     x = run.task.test_points
     error = float((run.trial(x) - sin(2 * pi * x)).detach().square().mean().sqrt())
     assert 0.3 * error < float(run.trial.network.sizes[1]) < 3 * error
 
 
 def test_it_leaves_the_gradient_of_the_loss_by_what_trains_now():
-    run = go(made(), 41)
-    batch = run.task.batch(40)
+    run = go(made())
+    batch = run.task.batch(20)
     loss = sum(run.task.weights[name] * value for name, value in run.task.losses(run.trial, batch).items())
     parameters = [p for p in run.trial.parameters() if p.requires_grad]
     assert run.course.last.loss == pytest.approx(loss.item(), rel=1e-9)
@@ -137,19 +136,80 @@ def test_it_leaves_the_gradient_of_the_loss_by_what_trains_now():
 
 
 def test_a_second_network_goes_on_where_one_stalls():
-    single = go(made([{**FIRST, "steps": 80}], 1))
-    double = go(made())
+    more = {"points": {"interior": 100, "boundary": 2, "resample": 1, "test": 500}}
+    size, once = {"width": 16, "depth": 2}, [{**FIRST, "steps": 90}]
+    twice = [{**FIRST, "steps": 30}, {"method": "next_stage"}, {**FIRST, "steps": 60}]
+    single, double = go(made(once, network=size, **more)), go(made(twice, network={**size, "stages": 2}, **more))
     errors = [run.task.error(run.trial)["overall"] for run in (single, double)]
     assert errors[1] < errors[0] / 10, errors
 
 
-@pytest.mark.parametrize("stop", [20, 40, 41, 42, 60])
+@pytest.mark.parametrize("stop", [6, 7, 9])
 def test_stopped_and_resumed_it_ends_bit_for_bit_where_it_would_have_ended(stop, tmp_path):
-    whole, half = go(made()), go(made(), stop)
-    state = deepcopy(half.course.state_dict())
-    resumed = made()
-    resumed.course.load_state_dict(state)
-    go(resumed)
-    assert resumed.course.last.index == whole.course.last.index == 81
+    def run(folder):
+        watch = {"every": 2, "readings": "full", "terms": 4}
+        train = {"schedule": BRIEF, "log": 1, "checkpoint": stop}
+        return made(BRIEF, folder=folder, train=train, monitor=watch, source=source)
+
+    source = tmp_path / "poisson.py"
+    source.write_text(SOURCE)
+    whole = go(run(None))
+    go(run(tmp_path / "run"), stop)
+    resumed = go(Run.resume(tmp_path / "run"))
+    assert resumed.course.last.index == whole.course.last.index == 13
     assert all(map(same, parts(whole), parts(resumed)))
     assert torch.equal(whole.trial.network.sizes, resumed.trial.network.sizes)
+    assert resumed.monitor.read() == whole.monitor.read()
+    assert resumed.health.state_dict() == whole.health.state_dict()
+
+
+def test_the_monitor_watches_what_trains():
+    run, seen = made(BRIEF, monitor={"every": 1}), {}
+    for step in run:
+        seen[step.index] = run.monitor.read().layers
+    assert all(name.startswith("networks.0.") for name in seen[6])
+    assert all(name.startswith("networks.1.") for name in seen[7])
+    assert all(layer.gradient_norm > 0 for layer in seen[9].values())
+
+
+def test_a_solution_that_was_saved_is_the_sum(tmp_path):
+    solution = go(made(BRIEF)).finish()
+    solution.save(tmp_path / "sum.pt")
+    x = torch.linspace(0, 1, 9, dtype=torch.float64).numpy()
+    found = Solution.load(tmp_path / "sum.pt")
+    assert found.trial.network.stage == 1
+    assert (found(x=x) == solution(x=x)).all()
+
+
+def test_unknown_coefficients_go_on_training():
+    line = Box(x=(0, 1))
+    terms = {
+        "poisson": Term(line.interior, lambda u, x, a: a * u.xx + pi**2 * sin(pi * x)),
+        "ends": Term(line.boundary, lambda u: u),
+        "middle": Term(line.interior, lambda u, x: u - sin(pi * x)),
+    }
+    run = made(BRIEF, given=Problem(line, unknowns="u", parameters={"a": Unknown(2.0)}, terms=terms))
+    values = {step.index: run.trial.values()["a"] for step in run}
+    assert values[6] == values[7] != values[13]
+
+
+def test_in_single_precision_the_size_is_a_number_above_zero():
+    size = go(made(BRIEF, precision="float32"), 7).trial.network.sizes[1]
+    assert 0 < float(size) < 10
+
+
+@pytest.mark.parametrize(("stages", "switches"), [(1, 1), (2, 2)])
+def test_a_schedule_with_more_switches_than_networks_is_refused_before_training(stages, switches):
+    schedule = [*[FIRST, {"method": "next_stage"}] * switches, FIRST]
+    with pytest.raises(ValueError, match=rf"next_stage: expected {switches} more .*Set network: {{stages: {switches + 1}}}"):
+        made(schedule, stages)
+
+
+def test_it_has_no_step_size_that_could_decay():
+    with pytest.raises(ValueError, match="no lr"):
+        NextStage([]).scale(0.5)
+
+
+def test_networks_of_other_kinds_have_no_stages():
+    with pytest.raises(ConfigError, match="a network of kind features has no stages"):
+        make_config({"problem": "poisson", "network": {"kind": "features", "stages": 2}})

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pinnsketch.methods.least_squares import Weights, evaluate
 from pinnsketch.methods.method import Evaluation, Objective
+from pinnsketch.network import Multistage
 
 FLOOR = 1e-13
 """What is added to the diagonal of J J^T, over its trace."""
@@ -87,7 +88,7 @@ def expect_stages(network: nn.Module, count: int) -> None:
     Raises:
         ValueError: if it has fewer.
     """
-    stages, now = len(getattr(network, "networks", [network])), getattr(network, "stage", 0)
+    stages, now = (len(network.networks), network.stage) if isinstance(network, Multistage) else (1, 0)
     if count and now + count >= stages:
         raise ValueError(
             f"method next_stage: expected {count} more network{'s' * (count > 1)} to go on with; got {stages} in all, of which "
