@@ -40,8 +40,10 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
     task, trial = run.task, run.trial
     batch, parameters = task.batch(), [p for p in trial.parameters() if p.requires_grad]
     count = sum(p.numel() for p in parameters)
-    if count > SMALL or not task.gives_rows(trial, batch, parameters):
-        why = f"there are {count:,} parameters" if count > SMALL else "residuals give no Jacobian row for each point, or slowly"
+    mixed, large = config.precision == "mixed", count > SMALL
+    if mixed or large or not task.gives_rows(trial, batch, parameters):
+        why = f"there are {count:,} parameters" if large else "residuals give no Jacobian row for each point, or slowly"
+        why = "others need one precision throughout" if mixed else why
         train = [{"method": "adam", "steps": 500}, {"method": "lbfgs", "steps": 2000}]
         return _filled(config, {"train": {"schedule": train}}), f"Adam and L-BFGS: {why}"
     linear = not trial.raw and Weights(task, trial, [*last(trial.network).parameters()]).affine(batch)

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from pinnsketch.gauges import chosen
@@ -60,6 +69,12 @@ class Dumper(yaml.SafeDumper):
 _FLOAT = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 Loader.add_implicit_resolver(*_FLOAT)
 Dumper.add_implicit_resolver(*_FLOAT)
+
+
+def _auto_or_methods(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and not value:
+        raise PydanticCustomError("empty", "the schedule is empty; give at least one method")
+    return () if value == "auto" else value
 
 
 def _number(value: Any) -> Any:
@@ -292,7 +307,7 @@ class TrainConfig(Section):
     `until`: end as soon as the relative L2 error is so small: against the exact solution, or by the estimate without one.
     """
 
-    schedule: tuple[StageConfig, ...] | Literal["auto"] = "auto"
+    schedule: Annotated[tuple[StageConfig, ...], BeforeValidator(_auto_or_methods)] = ()
     seed: Seed = 0
     log: Count = 50
     checkpoint: Count = 500
@@ -321,14 +336,12 @@ class TrainConfig(Section):
 
     @property
     def stages(self) -> list[Stage]:
-        """The schedule, once it is chosen."""
-        return [] if self.schedule == "auto" else [stage.stage() for stage in self.schedule]
+        """The schedule, which is empty until one is chosen."""
+        return [stage.stage() for stage in self.schedule]
 
-    @model_validator(mode="after")
-    def _not_empty(self) -> TrainConfig:
-        if not self.schedule:
-            raise PydanticCustomError("empty", "the schedule is empty; give at least one method")
-        return self
+    @field_serializer("schedule")
+    def _written(self, schedule: tuple[StageConfig, ...]) -> Any:
+        return [stage.model_dump() for stage in schedule] or "auto"
 
 
 class MonitorConfig(Section):
@@ -406,6 +419,17 @@ class RunConfig(Section):
                 {"key": "backward"},
             )
         return data
+
+    @model_validator(mode="after")
+    def _jacobians_have_one_precision(self) -> RunConfig:
+        names = [stage.method for stage in self.train.stages if getattr(METHODS[stage.method], "needs_residuals", False)]
+        if self.precision == "mixed" and names:
+            raise PydanticCustomError(
+                "precision",
+                f"{names[0]} solves with the Jacobian of the residuals, which wants one precision throughout: use float64",
+                {"key": "precision"},
+            )
+        return self
 
 
 def read_config(path: Path) -> RunConfig:

@@ -14,6 +14,7 @@ elliptic problems, where it is the reciprocal of the least eigenvalue.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -96,7 +97,8 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
     Raises:
         ProblemError: if a residual mixes points, or needs nested differentiation.
     """
-    names, x = task.problem.unknowns, task.test_points.to(trial.dtype)
+    names, x = task.problem.unknowns, task.test_points
+    trial = trial if trial.dtype == x.dtype else deepcopy(trial).to(x.dtype)
     m, generator = len(names), torch.Generator().manual_seed(SEED)
     features = min(FEATURES, COLUMNS // m)
     network = Corrected(trial.network, torch.as_tensor(task.problem.domain.bounds), m, features, generator)

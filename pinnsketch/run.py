@@ -64,7 +64,7 @@ class Run(Running):
         resuming: bool = False,
     ) -> None:
         self.chosen = ""
-        if config.train.schedule == "auto":
+        if not config.train.schedule:
             if not resuming:
                 Folder(folder).expect_room(overwrite)
             own = network is not None

@@ -70,6 +70,9 @@ def test_large_networks_and_residuals_without_rows_are_trained_by_first_order_me
     found, why, _ = chosen(shipped("heat"), monkeypatch, network={"width": 200})
     assert methods(found) == ["adam", "lbfgs"]
     assert "121,401 parameters" in why
+    found, why, _ = chosen(shipped("heat"), monkeypatch, precision="mixed")
+    assert methods(found) == ["adam", "lbfgs"]
+    assert "one precision" in why
     line = Box(x=(0, 1))
     terms = {"mean": Term(line.interior, lambda u: u - u.value.mean() + u.xx), "ends": Term(line.boundary, lambda u: u - 1)}
     found, why, _ = chosen(Problem(line, "u", terms), monkeypatch)
@@ -85,5 +88,7 @@ def test_a_network_of_ones_own_is_trained(monkeypatch):
 
 
 def test_the_words_method_auto_and_nothing_mean_the_same():
-    assert make_config({"problem": "x.py"}).train.schedule == "auto"
-    assert make_config({"problem": "x.py", "train": {"method": "auto", "seed": 2}}).train.seed == 2
+    said = make_config({"problem": "x.py", "train": {"method": "auto", "seed": 2}})
+    assert make_config({"problem": "x.py"}).train.schedule == said.train.schedule == ()
+    assert said.train.seed == 2
+    assert make_config(said.model_dump()) == said

@@ -193,7 +193,7 @@ def test_a_method_and_a_schedule_together_are_refused():
 
 @pytest.mark.parametrize("train", [[], {"schedule": []}])
 def test_an_empty_schedule_is_refused(train):
-    assert "train: the schedule is empty; give at least one method" in fault(train=train)
+    assert "train.schedule: the schedule is empty; give at least one method" in fault(train=train)
 
 
 def test_a_grid_that_is_to_be_resampled_is_refused():
@@ -300,7 +300,7 @@ def test_a_problem_file_that_is_not_there_is_named_with_its_whole_path(tmp_path)
 
 
 def test_a_config_and_its_sections_are_frozen():
-    config = made()
+    config = made(train={"method": "adam"})
     with pytest.raises(ValidationError, match="frozen"):
         config.threads = 3
     with pytest.raises(ValidationError, match="frozen"):
@@ -398,3 +398,8 @@ def test_a_slip_in_a_key_of_train_beside_a_method_is_taken_for_that_key():
     assert "train: there is no key 'compiel' here; did you mean 'compile'?" in message
     assert "adam has no option 'momentum'" in fault(train={"method": "adam", "momentum": 0.9})
     assert "method: expected text; got ['adam']" in fault(train={"method": ["adam"], "compiel": True})
+
+
+def test_methods_that_need_a_jacobian_are_refused_in_mixed_precision():
+    text = "precision: natural_gradient solves with the Jacobian of the residuals, which wants one precision throughout"
+    assert text in fault(precision="mixed", train={"method": "natural_gradient"})

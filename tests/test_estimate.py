@@ -54,6 +54,13 @@ def test_of_a_trained_solution_the_error_lies_within_the_estimates(name, paramet
     assert true < found["limit"]
 
 
+@pytest.mark.parametrize("precision", ["mixed", "float32"])
+def test_in_lower_precision_it_is_there_too(precision):
+    train = {"method": "adam", "steps": 3}
+    solution = solve(shipped("heat"), network={"width": 8, "depth": 1}, train=train, monitor=False, precision=precision)
+    assert solution.estimate["correction"] == pytest.approx(solution.error["overall"], rel=0.05)
+
+
 def test_a_solution_that_is_right_to_rounding_is_known_to_be():
     points, network = {"interior": 900, "boundary": 200}, {"kind": "features", "width": 250}
     solution = solve(shipped("poisson"), network=network, points=points, train={"method": "features"}, monitor=False)

@@ -31,7 +31,7 @@ class Flat:
     def scatter(self, gradient: Tensor) -> None:
         """Let `p.grad` be parts of a gradient."""
         for p, part in zip(self._parameters, self._split(gradient), strict=True):
-            p.grad = part.view_as(p)
+            p.grad = part.view_as(p).to(p.dtype)
 
     @staticmethod
     def _joined(tensors: Iterable[Tensor]) -> Tensor:
