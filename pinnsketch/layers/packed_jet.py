@@ -26,7 +26,9 @@ class PackedElementwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, parts: Tensor, streams: Streams, family: Family, seed: Tensor, bits: int) -> Any:
         kept: list[Tensor] = []
-        ctx.inner = SimpleNamespace(save_for_backward=lambda *tensors: kept.extend(tensors))
+        ctx.inner = SimpleNamespace(
+            save_for_backward=lambda *tensors: kept.extend(tensors), needs_input_grad=ctx.needs_input_grad
+        )
         results = Elementwise.forward(ctx.inner, value, parts, streams, family)
         del ctx.inner.save_for_backward
         ctx.bits, ctx.shapes, ctx.dtype = bits, [tensor.shape for tensor in kept], value.dtype
