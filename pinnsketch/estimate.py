@@ -95,7 +95,7 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
     """Estimate the error of a trial solution, which stays as it is.
 
     Raises:
-        ProblemError: if a residual mixes points, or needs nested differentiation.
+        ProblemError: if a residual mixes points or needs nested differentiation, or there are too few.
     """
     names, x = task.problem.unknowns, task.test_points
     trial = trial if trial.dtype == x.dtype else deepcopy(trial).to(x.dtype)
@@ -113,6 +113,8 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
     if not quick:
         raise ProblemError("a residual mixes points, or its derivatives are nested: there is no quick linearisation of it")
     r, a = there.linearize(corrected, batch, parameters)
+    if a.shape[0] < a.shape[1]:
+        raise ProblemError(f"the problem has {a.shape[0]} residuals in all, at data: too few to tell")
     space = _Space(a.dense())
     c = -space.solve(r)
     held, further = there.linearize(corrected, there.batch(1), parameters)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.linalg import eigh
 
-from pinnsketch import Box, Problem, Term, solve
+from pinnsketch import Box, Data, Problem, Term, solve
 from pinnsketch.collocation import Collocation
 from pinnsketch.estimate import estimate
 from pinnsketch.library import find_problem, load_problem
@@ -127,3 +127,11 @@ def test_where_residuals_mix_points_it_says_why_there_is_none():
     terms = {"mean": Term(square.interior, lambda u: u - u.value.mean() + u.xx), "edge": Term(square.boundary, lambda u: u - 1)}
     solution = solve(Problem(square, "u", terms), network={"width": 8, "depth": 1}, train={"method": "adam", "steps": 2})
     assert "mixes points" in solution.estimate["why"]
+
+
+def test_where_there_are_only_a_few_data_it_says_so():
+    line = Box(x=(0, 1))
+    data = {"x": np.linspace(0, 1, 5), "seen": np.ones(5)}
+    problem = Problem(line, "u", {"data": Term(Data(data), lambda u, seen: u - seen)})
+    solution = solve(problem, network={"width": 8, "depth": 1}, train={"method": "adam", "steps": 2})
+    assert "5 residuals in all" in solution.estimate["why"]
