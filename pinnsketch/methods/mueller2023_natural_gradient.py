@@ -36,6 +36,8 @@ class NaturalGradient:
     def __init__(self, parameters: Sequence[nn.Parameter], damping: float = 1e-7) -> None:
         self._flat, self._damping = Flat(parameters), damping
         self._linearized, self._residuals = Replayed(_linearized), Replayed(_residuals)
+        self._rows: dict[str, int] = {}
+        """How many residuals each term has, in their order."""
         self._length = 1.0
         self._stalled = False
 
@@ -49,10 +51,10 @@ class NaturalGradient:
     def step(self, objective: Objective) -> Evaluation:
         task = objective.task
         r, jacobian, kernel = self._linearized(objective)
-        each = self._residuals(objective)
-        squares = torch.stack([part.square().sum() for part in each.values()])
-        losses = {name: square / task.weights[name] for name, square in zip(each, squares.tolist(), strict=True)}
-        loss = float(r.square().sum())
+        self._rows = self._rows or {name: len(part) for name, part in self._residuals(objective).items()}
+        squares = torch.stack([part.square().sum() for part in r.split([*self._rows.values()])]).tolist()
+        losses = {name: square / task.weights[name] for name, square in zip(self._rows, squares, strict=True)}
+        loss = sum(squares)
         self._flat.scatter(2 * jacobian.transposed(r))
         if not isfinite(loss):
             return Evaluation(loss, losses, False)
