@@ -9,7 +9,9 @@ from pinnsketch.health import Finding, Health
 from pinnsketch.methods import Sketchy, SketchySOAP
 from pinnsketch.monitor import Monitor, Reading
 from pinnsketch.origin import Origin
-from pinnsketch.problem import Data, Problem, Term, Unknown
+from pinnsketch.periodic import Periodic
+from pinnsketch.problem import Data, Problem, Reference, Term, Unknown
+from pinnsketch.reference import etdrk4
 from pinnsketch.replay import replay
 from pinnsketch.solution import Solution
 from pinnsketch.solve import solve
@@ -21,7 +23,7 @@ except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
-    "Box", "Data", "Disk", "Field", "Finding", "Health", "Monitor", "Origin", "Polygon", "Problem", "Reading", "Sketchy",
-    "SketchySOAP", "Solution", "Stage", "Term", "Unknown", "bilaplacian", "diff", "div", "div_grad", "grad", "laplacian",
-    "replay", "solve", "train",
+    "Box", "Data", "Disk", "Field", "Finding", "Health", "Monitor", "Origin", "Periodic", "Polygon", "Problem", "Reading",
+    "Reference", "Sketchy", "SketchySOAP", "Solution", "Stage", "Term", "Unknown", "bilaplacian", "diff", "div", "div_grad",
+    "etdrk4", "grad", "laplacian", "replay", "solve", "train",
 ]  # fmt: skip

@@ -66,7 +66,9 @@ def check(problem: Problem, **points: Any) -> tuple[list[TermCheck], list[str]]:
         ProblemError: if a residual fails, has the wrong shape, or is not finite.
     """
     task = Collocation(problem, **points)
-    network = MLP(torch.tensor(problem.domain.bounds), len(problem.unknowns), generator=torch.Generator().manual_seed(0))
+    domain, generator = problem.domain, torch.Generator().manual_seed(0)
+    periodic = [axis for axis, name in enumerate(domain.coordinates) if name in domain.periodic]
+    network = MLP(torch.tensor(domain.bounds), len(problem.unknowns), periodic=periodic, generator=generator)
     trial = Trial(network, problem.coefficients)
     warnings = task.check(trial)
     known = set(task.known) == set(problem.unknowns)

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from inspect import unwrap
 from math import hypot, inf
 from pathlib import Path
 from typing import Any
@@ -386,19 +387,34 @@ class Collocation:
                 f"The network has {outputs} outputs; the problem has {len(self.problem.unknowns)} unknowns "
                 f"({', '.join(self.problem.unknowns)})."
             )
+        self._expect_periodic("The network", lambda x: trial(x.to(trial.dtype)), "Begin it with Periodic.of(domain)")
+        for name in self.known:
+            self._expect_periodic(f"exact {name!r}", partial(self.exact, name), "Look at its formula, and at the ends")
         batch = self.batch()
         with exact(trial.network):
             residuals = self.residuals(trial, batch)
         for name, residual in residuals.items():
             block = next(block for block in batch if name in block.terms)
             require_finite(f"Term {name!r}: its residual", residual, block.x, self.problem.coordinates)
-        if self._exact is not None:
+        if self.known and self._exact is not None:
             for name, values in self._exact[1].items():
                 require_finite(f"exact {name!r}: it", values.detach(), self._exact[0], self.problem.coordinates)
         return [f"{name!r} is read by no residual: is it needed?" for name in unread(self.problem)] + self.notes
 
+    def _expect_periodic(self, what: str, function: Forward, advice: str) -> None:
+        """Refuse a function that differs between the ends of a periodic coordinate."""
+        domain = self.problem.domain
+        for name in domain.periodic:
+            axis = domain.coordinates.index(name)
+            low, high = self.test_points[:TRACED].clone(), self.test_points[:TRACED].clone()
+            low[:, axis], high[:, axis] = domain.bounds[axis].tolist()
+            with torch.no_grad():
+                first, last = function(low), function(high)
+            if not _agree(first, last, first.dtype):
+                raise ProblemError(f"{what} is not periodic in {name}, as the domain is. {advice}.")
+
     def error(self, model: Trial) -> dict[str, float] | None:
-        """Relative L2 errors against the exact solution at points of the domain: overall, then by unknown; None without one."""
+        """Relative L2 errors against the exact solution, or a reference: overall, then by unknown; None without one."""
         if self._exact is None:
             return None
         x, exact = self._exact
@@ -424,6 +440,10 @@ class Collocation:
 
     @cached_property
     def _exact(self) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """Points, and by unknown what it is there."""
+        found = self.problem.tabulated
+        if found is not None:
+            return self._tensor(found.points), {name: self._tensor(v)[:, None] for name, v in found.values.items()}
         if not self.known:
             return None
         return self.test_points, {name: self.exact(name, self.test_points) for name in self.known}
@@ -480,7 +500,7 @@ def saved_bytes(evaluate: Callable[[], Mapping[str, Tensor]]) -> int:
 def _words(function: Callable[..., Any], error: Exception) -> str:
     """Where a user's function failed, in its own file if it got that far, and why; closes a bracket."""
     lines = traceback.extract_tb(error.__traceback__)
-    code = getattr(function, "__code__", None)
+    code = getattr(unwrap(function), "__code__", None)
     line = next((frame for frame in reversed(lines) if code and frame.filename == code.co_filename), lines[-1])
     asked = getattr(error, "name", None) if isinstance(error, NameError) else None
     hint = f". If {asked!r} belongs to the problem, add it to the parameters of {function.__name__}" if asked else ""

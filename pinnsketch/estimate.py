@@ -24,7 +24,8 @@ from scipy.linalg import eigh, qr, solve_triangular
 from torch import Tensor, nn
 
 from pinnsketch.collocation import Collocation
-from pinnsketch.geometry.shape import Region
+from pinnsketch.geometry.shape import Region, Shape
+from pinnsketch.periodic import Periodic
 from pinnsketch.problem import ProblemError
 from pinnsketch.trial import Trial
 
@@ -64,28 +65,30 @@ class Estimate:
 
 
 class Corrected(nn.Module):
-    """A network plus random features tanh(W x + b) and a constant, with output weights that are zero.
+    """A network plus random features tanh(W x + b) and a constant, with output weights that are zero; x periodic as the domain.
 
     Maps points `(n, d)` to values `(n, m)`, as the network does.
     """
 
-    def __init__(self, network: nn.Module, bounds: Tensor, outputs: int, count: int, generator: torch.Generator) -> None:
+    def __init__(self, network: nn.Module, domain: Shape, outputs: int, count: int, generator: torch.Generator) -> None:
         super().__init__()
-        like, d = next(network.parameters()), len(bounds)
-        (low, high), (least, most) = bounds.T, SLOPES
-        ways = nn.functional.normalize(torch.randn(count, d, generator=generator, dtype=torch.float64))
+        like, d = next(network.parameters()), len(domain.coordinates)
+        inputs, (least, most) = Periodic.of(domain), SLOPES
+        ways = nn.functional.normalize(torch.randn(count, inputs.inputs, generator=generator, dtype=torch.float64))
         places = torch.rand(count, d + 1, generator=generator, dtype=torch.float64)
-        weight = least * (most / least) ** places[:, d:] * ways * 2 / (high - low)
-        centers = low + (high - low) * places[:, :d]
+        weight = least * (most / least) ** places[:, d:] * ways / inputs.slopes
+        centers = inputs.turned(2 * places[:, :d] - 1)
         values = [weight, -(weight * centers).sum(1), torch.zeros(outputs, count), torch.zeros(outputs)]
-        self.network = network
-        self.features, self.out = (nn.utils.skip_init(nn.Linear, *sizes) for sizes in ((d, count), (count, outputs)))
+        self.network, self.inputs = network, inputs.to(like)
+        self.features, self.out = (
+            nn.utils.skip_init(nn.Linear, *sizes) for sizes in ((inputs.inputs, count), (count, outputs))
+        )
         for layer, pair in ((self.features, values[:2]), (self.out, values[2:])):
             layer.weight, layer.bias = (nn.Parameter(value.to(like)) for value in pair)
 
     def basis(self, x: Tensor) -> Tensor:
         """`(n, count)`."""
-        return torch.tanh(self.features(x))
+        return torch.tanh(self.features(self.inputs(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x) + self.out(self.basis(x))
@@ -101,7 +104,7 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
     trial = trial if trial.dtype == x.dtype else deepcopy(trial).to(x.dtype)
     m, generator = len(names), torch.Generator().manual_seed(SEED)
     features = min(FEATURES, COLUMNS // m)
-    network = Corrected(trial.network, torch.as_tensor(task.problem.domain.bounds), m, features, generator)
+    network = Corrected(trial.network, task.problem.domain, m, features, generator)
     corrected = trial.around(network)
     parameters = [network.out.weight, network.out.bias, *(raw for raw in corrected.raw.values() if raw.requires_grad)]
     there = task.elsewhere(*_points(task, sum(p.numel() for p in parameters)), SEED)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pinnsketch.jets import of_points
+from pinnsketch.periodic import Periodic
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "sin": torch.sin}
 STEEPNESS = 6.0
@@ -33,6 +34,7 @@ class Features(nn.Module):
         activation: sigma: tanh or sin.
         frequency: R; the method `features` starts its search there.
         patches: number of patches along each coordinate, one for all or one for each.
+        periodic: which inputs are, by number: a and c are then of their cosines and sines, with `harmonics`.
         enrichment: functions f_k that map points `(n, d)` to values `(n, 1)`, such as the singular one of a corner.
         generator: draws the features; equal generators give equal networks.
         dtype: of all parameters.
@@ -40,15 +42,13 @@ class Features(nn.Module):
     Maps points `(n, d)` to values `(n, m)`.
 
     Raises:
-        ValueError: if there are more patches than features, or an activation is not known.
+        ValueError: if there are more patches than features, patches along a periodic input, or an activation is not known.
     """
 
-    center: Tensor
-    scale: Tensor
     directions: Tensor
-    """a_j over R and the width of a patch, `(M, d)`."""
+    """a_j over R and the width of a patch, `(M, inputs)`."""
     centres: Tensor
-    """c_j, `(M, d)`."""
+    """c_j, `(M, inputs)`."""
     radius: Tensor
     """R along each coordinate, `(d,)`."""
 
@@ -61,6 +61,8 @@ class Features(nn.Module):
         activation: str = "tanh",
         frequency: float = 1.0,
         patches: int | Sequence[int] = 1,
+        periodic: Sequence[int] = (),
+        harmonics: int = 1,
         enrichment: Sequence[Callable[[Tensor], Tensor]] = (),
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float64,
@@ -68,21 +70,23 @@ class Features(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"There are no features {activation!r}; there are {', '.join(ACTIVATIONS)}.")
-        low, high = bounds.to(dtype).T
-        d = len(low)
+        d = len(bounds)
+        self.inputs = Periodic(bounds, periodic, harmonics, dtype)
         self.patches = (patches,) * d if isinstance(patches, int) else tuple(patches)
         each = width // prod(self.patches)
         if not each:
             raise ValueError(
                 f"Features: expected at least one for each of {prod(self.patches)} patches; got a width of {width}."
             )
-        self.register_buffer("center", (low + high) / 2)
-        self.register_buffer("scale", 2 / (high - low))
-        drawn = 2 * torch.rand(2, each * prod(self.patches), d, generator=generator, dtype=dtype) - 1
+        if any(self.patches[axis] > 1 for axis in periodic):
+            raise ValueError(f"Features: expected one patch along each periodic coordinate; got patches {self.patches}.")
+        shape = 2, each * prod(self.patches), self.inputs.inputs
+        drawn = 2 * torch.rand(shape, generator=generator, dtype=dtype) - 1
         widths = 2 / torch.tensor(self.patches, dtype=dtype)
         places = torch.cartesian_prod(*(torch.arange(k, dtype=dtype) for k in self.patches)).view(-1, d)
-        self.register_buffer("directions", drawn[0] * 2 / widths)
-        self.register_buffer("centres", (places.repeat(each, 1) + (drawn[1] + 1) / 2) * widths - 1)
+        self.register_buffer("directions", drawn[0] * 2 / widths[self.inputs.columns] / self.inputs.slopes)
+        centres = (places.repeat(each, 1) + (drawn[1, :, :d] + 1) / 2) * widths - 1
+        self.register_buffer("centres", self.inputs.turned(centres))
         self.register_buffer("radius", torch.full((d,), float(frequency), dtype=dtype))
         self._activation, self._enrichment = ACTIVATIONS[activation], tuple(enrichment)
         self.output = nn.utils.skip_init(nn.Linear, len(self._enrichment) + len(drawn[0]), outputs, dtype=dtype)
@@ -100,9 +104,13 @@ class Features(nn.Module):
         kept = max(min(width, self.width) // count, 1) * count
         found = Features.__new__(Features)
         nn.Module.__init__(found)
-        found.patches, found._activation, found._enrichment = self.patches, self._activation, self._enrichment
-        for name in ("center", "scale", "radius"):
-            found.register_buffer(name, getattr(self, name).clone())
+        found.inputs, found.patches, found._activation, found._enrichment = (
+            self.inputs,
+            self.patches,
+            self._activation,
+            self._enrichment,
+        )
+        found.register_buffer("radius", self.radius.clone())
         found.register_buffer("directions", self.directions[:kept])
         found.register_buffer("centres", self.centres[:kept])
         inputs, outputs, like = len(self._enrichment) + kept, self.output.out_features, self.output.weight
@@ -124,9 +132,9 @@ class Features(nn.Module):
 
     def hidden(self, x: Any) -> Any:
         """All functions that the output layer combines, at points `(n, d)`."""
-        y = (x - self.center) * self.scale
-        weight = self.directions * self.radius
-        features = self._activation(functional.linear(y, weight, -(weight * self.centres).sum(1)))
+        y = self.inputs.scaled(x)
+        weight = self.directions * self.radius[self.inputs.columns]
+        features = self._activation(functional.linear(self.inputs.turned(y), weight, -(weight * self.centres).sum(1)))
         if prod(self.patches) > 1:
             features = features.reshape(len_of(x), -1, prod(self.patches)) * self._windows(y)
             features = features.reshape(len_of(x), self.width)

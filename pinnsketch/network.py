@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pinnsketch.features import Features
+from pinnsketch.periodic import Periodic
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -28,6 +29,7 @@ class MLP(nn.Module):
     Args:
         bounds: lower and upper end of each input, `(d, 2)`.
         outputs: number of outputs m.
+        periodic: which inputs are, by number: the network sees them through cosines and sines of `harmonics`.
         width: units of a hidden layer.
         depth: number of hidden layers.
         activation: a name in ACTIVATIONS.
@@ -39,9 +41,6 @@ class MLP(nn.Module):
     Maps points `(n, d)` to values `(n, m)`.
     """
 
-    center: Tensor
-    scale: Tensor
-
     def __init__(
         self,
         bounds: Tensor,
@@ -51,17 +50,17 @@ class MLP(nn.Module):
         depth: int = 4,
         activation: str = "tanh",
         frequency: float = 1.0,
+        periodic: Sequence[int] = (),
+        harmonics: int = 1,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"There is no activation {activation!r}; the activations are {', '.join(ACTIVATIONS)}.")
-        low, high = bounds.to(dtype).T
-        self.register_buffer("center", (low + high) / 2)
-        self.register_buffer("scale", 2 / (high - low))
+        self.inputs = Periodic(bounds, periodic, harmonics, dtype)
         self._activation = ACTIVATIONS[activation]
-        sizes = [len(low), *[width] * depth, outputs]
+        sizes = [self.inputs.inputs, *[width] * depth, outputs]
         # skip_init leaves the global random numbers alone
         self.layers = nn.ModuleList(nn.utils.skip_init(nn.Linear, a, b, dtype=dtype) for a, b in pairwise(sizes))
         for p in self.layers.parameters():
@@ -70,7 +69,7 @@ class MLP(nn.Module):
             next(self.layers.parameters()).mul_(frequency)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = (x - self.center) * self.scale
+        y = self.inputs(x)
         for layer in self.layers[:-1]:
             y = self._activation(layer(y))
         return self.layers[-1](y)
@@ -136,7 +135,7 @@ KINDS: dict[str, type[nn.Module]] = {"mlp": MLP, "features": Features}
 
 def options_of(kind: str) -> dict[str, Any]:
     """What can be said of a kind of network in a config, with its defaults."""
-    given = {"bounds", "outputs", "enrichment", "generator", "dtype"}
+    given = {"bounds", "outputs", "periodic", "enrichment", "generator", "dtype"}
     found = signature(KINDS[kind].__init__).parameters.values()
     options = {p.name: p.default for p in found if p.default is not Parameter.empty and p.name not in given}
     return options | ({"stages": 1} if KINDS[kind] is MLP else {})
@@ -149,6 +148,7 @@ def build(
     coordinates: Sequence[str],
     outputs: int,
     enrichment: Sequence[Callable[[Tensor], Tensor]] = (),
+    periodic: Sequence[str] = (),
     **more: Any,
 ) -> nn.Module:
     """A network as a config describes it: numbers by coordinate in the order of these; `more`: generator and dtype.
@@ -157,6 +157,7 @@ def build(
         ValueError: if a coordinate is not known, or the kind takes no enrichment.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    given["periodic"] = tuple(axis for axis, name in enumerate(coordinates) if name in periodic)
     for name, value in given.items():
         if isinstance(value, Mapping):
             for key in value:

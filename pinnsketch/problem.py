@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property, partial, wraps
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -139,9 +139,60 @@ class Term:
         return parameters_of(self.residual)
 
 
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A solution at points, computed by another method, and how good it is.
+
+    Args:
+        points: `(n, d)`, coordinates in the order of the domain.
+        values: by unknown, `(n,)`; unknowns may be left out.
+        error: its own relative L2 error, as far as that is known.
+
+    Raises:
+        ProblemError: if shapes do not fit, or a number is not finite.
+    """
+
+    points: Array
+    values: Mapping[str, Array]
+    error: float
+
+    def __post_init__(self) -> None:
+        shapes = {name: np.shape(values) for name, values in self.values.items()}
+        if np.ndim(self.points) != 2 or not shapes or set(shapes.values()) != {(len(self.points),)}:
+            raise ProblemError(
+                f"Reference: expected points (n, d), and values (n,) by unknown; got {np.shape(self.points)}, {shapes}."
+            )
+        if not all(np.isfinite(array).all() for array in (self.points, np.array(self.error), *self.values.values())):
+            raise ProblemError("Reference: points, values and error must be finite.")
+
+    @classmethod
+    def load(cls, source: str | Path) -> Reference:
+        """Read one that was saved: a path, or the name of a shipped one.
+
+        Raises:
+            ProblemError: if there is none.
+        """
+        shipped = Path(__file__).parent / "references" / f"{source}.npz"
+        try:
+            with np.load(shipped if shipped.is_file() else source) as file:
+                values = {name.removeprefix("value_"): file[name] for name in file.files if name.startswith("value_")}
+                return cls(file["points"], values, float(file["error"]))
+        except (OSError, KeyError, ValueError) as error:
+            known = ", ".join(sorted(path.stem for path in shipped.parent.glob("*.npz")))
+            raise ProblemError(f"Reference: cannot read {source} ({error}). Shipped: {known}.") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a file `.npz`."""
+        named: dict[str, Any] = {f"value_{name}": values for name, values in self.values.items()}
+        np.savez_compressed(path, points=self.points, error=self.error, **named)
+
+
 @dataclass(frozen=True)
 class Problem:
     """Unknown functions on a domain, and the residuals that must vanish.
+
+    Where there are many coordinates, a residual, an exact solution or an enrichment may ask for all that it does not name as
+    `**x`.
 
     Args:
         domain: where the unknowns live.
@@ -152,6 +203,8 @@ class Problem:
             unknowns one function each. It is never trained on: errors are measured against it, and `check` tests it.
         enrichment: torch functions of coordinates and parameters by name, `(n, 1)`, such as the singular one of a corner; a
             network of kind `features` has them beside its features, with a weight for each unknown.
+        reference: where no exact solution is known, gives one from elsewhere; errors are measured against it instead. It is
+            called when an error is first asked for, and once.
 
     Raises:
         ProblemError: if there are no terms, or a residual asks for a name that is not there.
@@ -163,6 +216,7 @@ class Problem:
     parameters: Mapping[str, float | Unknown] = field(default_factory=dict)
     exact: Callable[..., Tensor] | Mapping[str, Callable[..., Tensor]] | None = None
     enrichment: Sequence[Callable[..., Tensor]] = ()
+    reference: Callable[[], Reference] | None = None
 
     def __post_init__(self) -> None:
         names = tuple(self.unknowns.replace(",", " ").split()) if isinstance(self.unknowns, str) else tuple(self.unknowns)
@@ -171,11 +225,37 @@ class Problem:
             if len(names) != 1:
                 raise ProblemError(f"exact: give a function for each of {', '.join(names)}, as in exact={{{names[0]!r}: ...}}.")
             object.__setattr__(self, "exact", {names[0]: self.exact})
+        spread, terms = partial(_spread, names=self.coordinates), dict(self.terms)
+        for name, term in terms.items():
+            terms[name] = replace(term, residual=spread(term.residual)) if isinstance(term, Term) else term
+        object.__setattr__(self, "terms", terms)
+        if self.exact is not None:
+            object.__setattr__(self, "exact", {name: spread(function) for name, function in self.exact.items()})  # type: ignore[union-attr]
+        object.__setattr__(self, "enrichment", tuple(map(spread, self.enrichment)))
         _validate(self)
 
     @property
     def coordinates(self) -> tuple[str, ...]:
         return self.domain.coordinates
+
+    @cached_property
+    def tabulated(self) -> Reference | None:
+        """The reference, if there is one, computed when first asked for.
+
+        Raises:
+            ProblemError: if it fails or does not fit the problem.
+        """
+        if self.reference is None:
+            return None
+        found = self.reference()
+        if not isinstance(found, Reference):
+            raise ProblemError(f"reference: expected a Reference; got {type(found).__name__}.")
+        if found.points.shape[1] != len(self.coordinates) or not set(found.values) <= set(self.unknowns):
+            raise ProblemError(
+                f"reference: expected values of {', '.join(self.unknowns)} at points of {', '.join(self.coordinates)}; got "
+                f"{', '.join(found.values)} at points {found.points.shape}."
+            )
+        return found
 
     @property
     def enriching(self) -> list[Callable[[Tensor], Tensor]]:
@@ -207,6 +287,24 @@ class Problem:
             for name, term in self.terms.items()
         }
         return replace(self, terms=terms)
+
+
+def _spread(function: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """A function whose `**x` asks for all these names that it does not ask for already."""
+    if not callable(function):
+        return function
+    asked = signature(function)
+    fixed = [p for p in asked.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    if len(fixed) == len(asked.parameters):
+        return function
+
+    @wraps(function)
+    def named(**given: Any) -> Any:
+        return function(**given)
+
+    rest = (Parameter(name, Parameter.KEYWORD_ONLY) for name in names if name not in asked.parameters)
+    named.__signature__ = asked.replace(parameters=[*fixed, *rest])  # type: ignore[attr-defined]
+    return named
 
 
 def parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:
@@ -290,6 +388,8 @@ def _check_columns(problem: Problem, name: str, data: Data) -> None:
 
 
 def _validate_exact(problem: Problem) -> None:
+    if problem.exact and problem.reference:
+        raise ProblemError("Give an exact solution or a reference, not both.")
     for name, function in (problem.exact or {}).items():  # type: ignore[union-attr]
         if name not in problem.unknowns:
             raise ProblemError(f"exact: {name!r} is no unknown; the unknowns are {', '.join(problem.unknowns)}.")

@@ -241,6 +241,7 @@ class Run(Running):
             **found,
             "chosen": self.chosen,
             "relative_l2": self.task.error(self.trial),
+            "reference_error": self.problem.tabulated.error if self.problem.tabulated else None,
             "unknowns": {name: self._estimate(name, value) for name, value in self.trial.values().items()},
             "monitor": {**found["monitor"], **self._similarity()},
         }
@@ -307,6 +308,7 @@ def build_network(config: RunConfig, problem: Problem, generator: torch.Generato
         problem.coordinates,
         len(problem.unknowns),
         problem.enriching,
+        problem.domain.periodic,
         generator=generator,
         dtype=torch.float64 if config.precision == "float64" else torch.float32,
     )

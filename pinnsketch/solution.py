@@ -56,6 +56,7 @@ class Solution:
                 "coordinates": list(problem.coordinates),
                 "unknowns": list(problem.unknowns),
                 "bounds": problem.domain.bounds.tolist(),
+                "periodic": list(problem.domain.periodic),
             }
         self.history, self.health = history or [], Health() if health is None else health
 
@@ -166,8 +167,8 @@ class Solution:
             names = state["names"]
             bounds = torch.tensor(names["bounds"], dtype=torch.float64)
             functions = problem.enriching if problem else []
-            outputs = len(names["unknowns"])
-            network = build(options.pop("kind"), options, bounds, names["coordinates"], outputs, functions, dtype=dtype)
+            described = (names["coordinates"], len(names["unknowns"]), functions, names.get("periodic", ()))
+            network = build(options.pop("kind"), options, bounds, *described, dtype=dtype)
         trial = Trial(network)
         own = {name.removeprefix("network."): value for name, value in state["state"].items() if name.startswith("network.")}
         try:

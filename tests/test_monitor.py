@@ -696,7 +696,7 @@ def test_layers_whose_inputs_are_no_rows_of_points_have_no_activation_readings()
 def test_activation_stable_ranks_are_those_of_the_outputs_of_layers_on_the_probe():
     network, probe = mlp(depth=2), randn(30, 2)
     monitor = Monitor(network, probe, every=1, rank=3, decay=0.8, seed=5, readings=["paper"])
-    hidden, inputs = [], (probe - network.center) * network.scale
+    hidden, inputs = [], network.inputs(probe)
     for layer in network.layers[:-1]:
         hidden.append((inputs, torch.tanh(layer(inputs)).detach()))
         inputs = hidden[-1][1]

@@ -29,10 +29,21 @@ class Combined(Shape):
                 f"{self.operation}: both shapes must have the same coordinates; got "
                 f"{', '.join(self.a.coordinates)} and {', '.join(self.b.coordinates)}."
             )
+        if self.operation == "union" and self.a.periodic != self.b.periodic:
+            raise GeometryError("union: both shapes must be periodic in the same coordinates.")
+        for name in self.periodic:
+            axis, whole = self.coordinates.index(name), self.a if name in self.a.periodic else self.b
+            if not np.array_equal(self.bounds[axis], whole.bounds[axis]):
+                raise GeometryError(f"{self.operation}: {name} is periodic, so both shapes must have the same ends there.")
 
     @property
     def coordinates(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.a.coordinates
+
+    @property
+    def periodic(self) -> tuple[str, ...]:  # type: ignore[override]
+        other = self.b.periodic if self.operation == "intersection" else ()
+        return tuple(name for name in self.coordinates if name in (*self.a.periodic, *other))
 
     @property
     def bounds(self) -> Array:
@@ -57,7 +68,12 @@ class Combined(Shape):
         sign = -1 if self.operation == "difference" else 1
         mine = (self._cut(p, 1, seam=False) for p in self.a.pieces())
         theirs = (self._cut(p, sign, seam=True) for p in self.b.pieces())
-        return (*mine, *theirs)
+        return tuple(p for p in (*mine, *theirs) if not self._seam(p))
+
+    def _seam(self, piece: Piece) -> bool:
+        """Whether a piece lies where the ends of a periodic coordinate meet."""
+        name = piece.along[0]
+        return name in self.periodic and piece.at is not None and piece.at in self.bounds[self.coordinates.index(name)]
 
     def _cut(self, piece: Piece, sign: int, seam: bool) -> Piece:
         """The part of `piece` that bounds the combined shape; where both boundaries coincide, only a's piece counts."""
@@ -89,6 +105,10 @@ class Product(Shape):
     @property
     def coordinates(self) -> tuple[str, ...]:  # type: ignore[override]
         return (*self.a.coordinates, *self.b.coordinates)
+
+    @property
+    def periodic(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (*self.a.periodic, *self.b.periodic)
 
     @property
     def bounds(self) -> Array:

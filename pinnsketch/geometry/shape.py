@@ -50,6 +50,8 @@ class Shape(ABC):
     """A bounded set in named coordinates; `|`, `&`, `-` combine shapes, `*` multiplies them (space by time)."""
 
     coordinates: tuple[str, ...]
+    periodic: tuple[str, ...] = ()
+    """Coordinates whose two ends are one place: the shape has no boundary there."""
 
     @property
     @abstractmethod
@@ -76,6 +78,10 @@ class Shape(ABC):
     def sides(self, *coordinates: str) -> Region:
         """The part of the boundary whose normal points along these coordinates: `sides("x")` of Box(x=..., t=...)."""
         self._known(coordinates)
+        if set(coordinates) & set(self.periodic) and not any(set(p.along) <= set(coordinates) for p in self.pieces()):
+            raise GeometryError(
+                f"sides({', '.join(coordinates)}): {self!r} is periodic there and has no sides: leave them out."
+            )
         return Region(self, f"sides({', '.join(coordinates)})", along=coordinates)
 
     def side(self, **at: float) -> Region:
@@ -86,7 +92,8 @@ class Shape(ABC):
         self._known((name,))
         ends = sorted({p.at for p in self.pieces() if p.along == (name,) and p.at is not None})
         if value not in ends:
-            faces = f"its faces lie at {', '.join(f'{e:g}' for e in ends)}" if ends else "it has no flat face there"
+            none = "it is periodic there" if name in self.periodic else "it has no flat face there"
+            faces = f"its faces lie at {', '.join(f'{e:g}' for e in ends)}" if ends else none
             raise GeometryError(f"side({name}={value:g}): no face of {self!r} lies there; {faces}.")
         return Region(self, f"side({name}={value:g})", along=(name,), at=value)
 

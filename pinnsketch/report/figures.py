@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.tri import Triangulation
 
 from pinnsketch import checkpoint
 from pinnsketch.solution import Solution, Values
@@ -46,17 +47,24 @@ def solution_figure(solution: Solution) -> Figure:
             if shown is None:
                 panel.set_axis_off()
                 continue
-            draw = _map if flat else _line
-            draw(panel, axes_names, x, shown, title.format(u=name))
+            words = title.format(u=name)
+            if isinstance(shown, tuple):
+                _scattered(panel, axes_names, *shown, words)
+            else:
+                (_map if flat else _line)(panel, axes_names, x, shown, words)
     if caption:
         figure.suptitle(caption, fontsize=10)
     return figure
 
 
-def _columns(solution: Solution, x: Values, inside: Values) -> dict[str, Callable[[int], Values | None]]:
-    """Panels by title; each gives the values of an unknown on the grid, NaN outside the domain, or None."""
+Shown = Callable[[int], Values | tuple[Values, Values] | None]
+"""Of an unknown by number: values on the grid, points and values there, or nothing to show."""
+
+
+def _columns(solution: Solution, x: Values, inside: Values) -> dict[str, Shown]:
+    """Panels by title; values on the grid are NaN outside the domain."""
     found = np.where(inside[:, None], solution.at(x), np.nan)
-    columns: dict[str, Callable[[int], Values | None]] = {"{u}, found": lambda i: found[:, i]}
+    columns: dict[str, Shown] = {"{u}, found": lambda i: found[:, i]}
     task, problem = solution.task, solution.problem
     if task is None or problem is None:
         return columns
@@ -70,6 +78,11 @@ def _columns(solution: Solution, x: Values, inside: Values) -> dict[str, Callabl
         }
         columns["{u}, exact"] = exact.get
         columns["{u}, |found - exact|"] = lambda i: np.abs(found[:, i] - exact[i]) if i in exact else None
+    if problem.tabulated is not None and len(problem.coordinates) < 3:
+        places, values = problem.tabulated.points, problem.tabulated.values
+        off = {i: np.abs(solution.at(places)[:, i] - values[u]) for i, u in enumerate(problem.unknowns) if u in values}
+        columns["{u}, reference"] = lambda i: (places, values[problem.unknowns[i]]) if i in off else None
+        columns["{u}, |found - reference|"] = lambda i: (places, off[i]) if i in off else None
     size = np.full(len(x), np.nan)
     size[inside] = task.residual_size(solution.trial, points[torch.as_tensor(inside)]).double().cpu().numpy()
     columns["|residual| of the interior terms"] = lambda i: size if i == 0 else None
@@ -96,6 +109,19 @@ def _map(axes: Axes, names: tuple[str, ...], x: Values, values: Values, title: s
     error = "|" in title
     across, up, shown = (a.reshape(RESOLUTION, RESOLUTION) for a in (x[:, 0], x[:, 1], np.ma.masked_invalid(values)))
     mesh = axes.pcolormesh(across, up, shown, cmap="magma" if error else "viridis", shading="nearest", rasterized=True)
+    axes.figure.colorbar(mesh, ax=axes, format="%.1e" if error else None)
+    axes.set(title=title, xlabel=_label(names[0]), ylabel=_label(names[1]))
+    axes.title.set_fontsize(10)
+
+
+def _scattered(axes: Axes, names: tuple[str, ...], places: Values, values: Values, title: str) -> None:
+    """Values at points that are no grid."""
+    if len(names) == 1:
+        order = np.argsort(places[:, 0])
+        _line(axes, names, places[order], values[order], title)
+        return
+    error, triangles = "|" in title, Triangulation(*places.T)
+    mesh = axes.tripcolor(triangles, values, cmap="magma" if error else "viridis", shading="gouraud", rasterized=True)
     axes.figure.colorbar(mesh, ax=axes, format="%.1e" if error else None)
     axes.set(title=title, xlabel=_label(names[0]), ylabel=_label(names[1]))
     axes.title.set_fontsize(10)

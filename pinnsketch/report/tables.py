@@ -18,9 +18,12 @@ def number(value: Any) -> str:
 def metrics_table(metrics: Mapping[str, Any]) -> Table:
     """A run in numbers."""
     table = Table(show_header=False, box=None, pad_edge=False)
+    own = metrics.get("reference_error")
     for name, value in (metrics["relative_l2"] or {}).items():
         if name == "overall" or len(metrics["relative_l2"]) > 2:
             table.add_row("relative L2 error" + ("" if name == "overall" else f" of {name}"), number(value))
+    if own is not None:
+        table.add_row("the reference's own error", number(own))
     guess = metrics.get("estimate") or {}
     if "why" in guess:
         table.add_row("estimated relative L2 error", f"- ({guess['why']})")

@@ -1,0 +1,38 @@
+"""Flow in a square cavity whose lid moves, u = 1 there (Ghia, Ghia & Shin 1982): steady incompressible Navier-Stokes equations.
+
+u u_x + v u_y + p_x = (u_xx + u_yy) / Re, the same for v, and u_x + v_y = 0; u = v = 0 on the other walls, and p = 0 in a corner
+at the bottom, where its constant is fixed. The velocity jumps in the corners at the lid and the pressure is infinite there. At
+Re 100 and 1000 the velocity has a reference: spectral elements, graded towards the corners (`benchmarks/cavity.py`).
+"""
+
+from pinnsketch import Box, Data, Problem, Reference, Term, laplacian
+
+
+def momentum_x(u, v, p, re):
+    return u * u.x + v * u.y + p.x - laplacian(u) / re
+
+
+def momentum_y(u, v, p, re):
+    return u * v.x + v * v.y + p.y - laplacian(v) / re
+
+
+def continuity(u, v):
+    return u.x + v.y
+
+
+def problem(re: float = 100.0) -> Problem:
+    domain = Box(x=(0, 1), y=(0, 1))
+    return Problem(
+        domain,
+        unknowns="u v p",
+        parameters={"re": re},
+        terms={
+            "momentum_x": Term(domain.interior, momentum_x),
+            "momentum_y": Term(domain.interior, momentum_y),
+            "continuity": Term(domain.interior, continuity),
+            "walls_u": Term(domain.boundary, lambda u, y: u - 1.0 * (y == 1), weight=10),
+            "walls_v": Term(domain.boundary, lambda v: v, weight=10),
+            "corner": Term(Data({"x": [0.0], "y": [0.0]}), lambda p: p),
+        },
+        reference=(lambda: Reference.load(f"cavity_{re:.0f}")) if re in (100, 1000) else None,
+    )
