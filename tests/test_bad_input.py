@@ -216,8 +216,8 @@ def test_a_wrong_config_is_refused(line, words):
 
 
 WORDS = {
-    "missing": ("nix.yaml", "There is no file nix.yaml, nor a shipped config of that name. Shipped: burgers, heat,"),
-    "name": ("poissn", "There is no file poissn, nor a shipped config of that name. Shipped: burgers, heat,"),
+    "missing": ("nix.yaml", "There is no file nix.yaml, nor a shipped config of that name. Shipped: allen_cahn, burgers,"),
+    "name": ("poissn", "There is no file poissn, nor a shipped config of that name. Shipped: allen_cahn, burgers,"),
     "shipped": ("poisson.yaml", "There is no file poisson.yaml. A shipped config is called by its name alone: poisson"),
     "folder": (".", ". is a folder; give a YAML file. To go on with a run folder use: pinnsketch resume ."),
     "binary": ("x.bin", "x.bin is not text in UTF-8; is it a YAML file?"),
@@ -237,7 +237,7 @@ def test_what_is_no_config_is_refused(command, word, text):
     ("problem", "text"),
     [
         ("nix.py", "problem: there is no file {here}/nix.py."),
-        ("poissn", "problem: there is no problem 'poissn'; did you mean 'poisson'? (known: burgers, heat,"),
+        ("poissn", "problem: there is no problem 'poissn'; did you mean 'poisson'? (known: allen_cahn, burgers,"),
         ("c.yaml", "c.yaml is not a Python file."),
         (".", "problem: there is no problem '.'"),
     ],
