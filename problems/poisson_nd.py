@@ -1,7 +1,7 @@
 """Poisson's equation, -laplacian(u) = f, on the unit cube of d dimensions, u given on its sides.
 
-u = sum cos(pi x_i), as in the five dimensions of Dangel, Mueller & Zeinhofer (2024), or with `quadratic` u = |x|^2, their
-case of a hundred (after E & Yu 2018).
+u = sum cos(pi x_i), as in the five dimensions of Dangel, Mueller & Zeinhofer (2024), or with `quadratic` u = 3 |x|^2 / d, whose
+mean is 1: their case of a hundred (after E & Yu 2018).
 """
 
 from math import pi
@@ -16,7 +16,7 @@ def cosines(**x):
 
 
 def square(**x):
-    return torch.cat([*x.values()], dim=1).square().sum(dim=1, keepdim=True)
+    return 3 * torch.cat([*x.values()], dim=1).square().mean(dim=1, keepdim=True)
 
 
 def problem(d: int = 5, quadratic: bool = False) -> Problem:
@@ -24,7 +24,7 @@ def problem(d: int = 5, quadratic: bool = False) -> Problem:
     exact = square if quadratic else cosines
 
     def poisson(u, **x):
-        return laplacian(u) - (2 * d if quadratic else -(pi**2) * cosines(**x))
+        return laplacian(u) - (6 if quadratic else -(pi**2) * cosines(**x))
 
     return Problem(
         cube,
