@@ -1,0 +1,6 @@
+def figure(*a):
+    pass
+
+
+def table():
+    return ""
