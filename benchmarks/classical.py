@@ -86,7 +86,7 @@ def poisson(name: str, factor: float, shift: float, low: float, high: float) -> 
             for p, sizes in ((2, (8, 16, 32, 64, 128)), (4, (4, 8, 16, 32, 64)))
         },
         "Chebyshev": Solver(
-            lambda n: chebyshev_poisson(n, 2, low, high, source, u, shift), [(n,) for n in (6, 8, 12, 16, 20, 24, 32)]
+            lambda n: chebyshev_poisson(n, 2, low, high, source, u, shift), [(n,) for n in (6, 8, 12, 16, 20, 24, 32, 40)]
         ),
     }
 
@@ -104,7 +104,11 @@ def convection(beta: int) -> dict[str, Solver]:
     zero = np.zeros_like
     equation = Evolution((0, 2 * np.pi, 1), np.sin, g=lambda u, s: (beta * s, zero(u), beta + zero(u)), ends=ends)
     assert name in accuracy.CASES
-    return evolving(equation, [(8, 60), (16, 120), (32, 240), (64, 480)], [(12, 10), (16, 15), (20, 20), (24, 30), (28, 40)])
+    return evolving(
+        equation,
+        [(8, 60), (16, 120), (32, 240), (64, 480)],
+        [(12, 10), (16, 15), (20, 20), (24, 30), (28, 40), (28, 80), (28, 160)],
+    )
 
 
 def wall(*places: float) -> Any:
@@ -145,12 +149,14 @@ def solvers(name: str) -> dict[str, Solver]:
         equation = Evolution(
             (0, 1, 1), lambda x: np.sin(np.pi * x) + 0.5 * np.sin(4 * np.pi * x), k=4.0, ends=wall(0, 1), second=True
         )
-        return evolving(equation, [(8, 40), (16, 80), (32, 160), (64, 320)], [(16, 5), (20, 8), (24, 12), (32, 20)])
+        return evolving(
+            equation, [(8, 40), (16, 80), (32, 160), (64, 320)], [(16, 5), (20, 8), (24, 12), (32, 20), (32, 40), (32, 80)]
+        )
     if name.startswith("convection"):
         return convection(int(name.split(" = ")[1]))
     if name == "reaction, rho = 5":
         equation = Evolution((0, 2 * np.pi, 1), lambda x: np.exp(-8 * ((x - np.pi) / np.pi) ** 2), g=reaction, linear=False)
-        return evolving(equation, [(8, 8), (16, 16), (32, 32), (64, 64)], [(24, 2), (40, 4), (56, 5), (72, 6)])
+        return evolving(equation, [(8, 8), (16, 16), (32, 32), (64, 64)], [(24, 2), (40, 4), (56, 8), (72, 16), (72, 32)])
     if name == "Burgers":
         equation = Evolution((-1, 1, 1), lambda x: -np.sin(np.pi * x), nu, g=burgers, ends=wall(-1, 1), linear=False)
         return evolving(equation, [(32, 50), (64, 100), (128, 200), (256, 400)], [], graded=6.0) | {

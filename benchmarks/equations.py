@@ -124,9 +124,8 @@ def flow_v(p: Any) -> Any:
 
 
 def corner(p: Any) -> Any:
-    r2, angle = p.x**2 + p.y**2, p.m.arctan2(p.y, p.x)
-    angle = angle + 2 * pi * (angle < -0.25 * pi)
-    return r2 ** (1 / 3) * p.m.sin(2 * angle / 3)
+    angle = (p.m.arctan2(p.y, p.x) + pi / 4) % (2 * pi) - pi / 4
+    return (p.x**2 + p.y**2) ** (1 / 3) * p.m.sin(2 * angle / 3)
 
 
 def convection(beta: float) -> Equations:
