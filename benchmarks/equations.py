@@ -57,11 +57,11 @@ def poisson(p: Any) -> list[Any]:
 
 
 def cosines(d: int, p: Any) -> Any:
-    return sum(p.m.cos(pi * getattr(p, f"x{i}")) for i in range(d))
+    return sum(p.m.cos(pi * getattr(p, f"x{i}")) for i in range(1, d + 1))
 
 
 def poisson_many(d: int, p: Any) -> list[Any]:
-    return [sum(p["u", f"x{i}", f"x{i}"] for i in range(d)) + pi**2 * cosines(d, p)]
+    return [sum(p["u", f"x{i}", f"x{i}"] for i in range(1, d + 1)) + pi**2 * cosines(d, p)]
 
 
 def helmholtz(p: Any) -> list[Any]:
@@ -150,9 +150,9 @@ L_SHAPE: list[Face] = [
 PROBLEMS: dict[str, Equations] = {
     "Poisson 2D": Equations({"x": (0, 1), "y": (0, 1)}, poisson, [Condition(SQUARE, weight=100.0)], (50, 4, 1000, 200)),
     "Poisson 5D": Equations(
-        {f"x{i}": (0, 1) for i in range(5)},
+        {f"x{i}": (0, 1) for i in range(1, 6)},
         partial(poisson_many, 5),
-        [Condition(ends(**{f"x{i}": (0.0, 1.0) for i in range(5)}), partial(cosines, 5), 10.0)],
+        [Condition(ends(**{f"x{i}": (0.0, 1.0) for i in range(1, 6)}), partial(cosines, 5), 10.0)],
         (32, 2, 2000, 400),
     ),
     "heat": Equations(

@@ -214,12 +214,12 @@ class Evolution:
 def etdrk4(v: Any, linear: Any, nonlinear: Callable[[Any], Any], stop: float, steps: int, kept: int) -> Any:
     """dv/dt = linear v + nonlinear(v) for a diagonal linear part, at `kept` equal times (Kassam & Trefethen 2005)."""
     h = stop / steps
-    z = h * linear[:, None] + np.exp(1j * np.pi * (np.arange(1, 33) - 0.5) / 32)
+    z = h * linear[:, None] + np.exp(2j * np.pi * (np.arange(64) + 0.5) / 64)
     e, half = np.exp(h * linear), np.exp(h * linear / 2)
-    q = h * ((np.exp(z / 2) - 1) / z).mean(1).real
-    f1 = h * ((-4 - z + np.exp(z) * (4 - 3 * z + z**2)) / z**3).mean(1).real
-    f2 = h * ((2 + z + np.exp(z) * (-2 + z)) / z**3).mean(1).real
-    f3 = h * ((-4 - 3 * z - z**2 + np.exp(z) * (4 - z)) / z**3).mean(1).real
+    q = h * ((np.exp(z / 2) - 1) / z).mean(1)
+    f1 = h * ((-4 - z + np.exp(z) * (4 - 3 * z + z**2)) / z**3).mean(1)
+    f2 = h * ((2 + z + np.exp(z) * (-2 + z)) / z**3).mean(1)
+    f3 = h * ((-4 - 3 * z - z**2 + np.exp(z) * (4 - z)) / z**3).mean(1)
     found = []
     for k in range(1, steps + 1):
         first = nonlinear(v)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -168,7 +169,7 @@ def _product(x: Any, y: Any) -> Any:
 
 
 def elements_flow(basis: Any, degree: int, re: float, edge: Solution, pin: Any) -> Solution:
-    """Steady Navier-Stokes by Taylor and Hood's elements (the pressure one degree lower) and Newton's method.
+    """Steady Navier-Stokes by Taylor and Hood's elements (the pressure one degree lower) and Newton's method, from lower Re.
 
     Args:
         basis: of each velocity, of this degree.
@@ -179,7 +180,7 @@ def elements_flow(basis: Any, degree: int, re: float, edge: Solution, pin: Any) 
     hydro = sampled(pressure, [phi[0] for phi in pressure.basis], cells)[0]
     weights = sp.diags_array(basis.dx.ravel())
     test, test_x, test_y, test_p = ((matrix.T @ weights).tocsr() for matrix in (value, d_x, d_y, hydro))
-    viscous = (test_x @ d_x + test_y @ d_y) / re
+    stiffness = test_x @ d_x + test_y @ d_y
     n, m, rim = basis.N, pressure.N, basis.get_dofs().flatten()
     pinned = int(((pressure.doflocs.T - pin) ** 2).sum(1).argmin())
     whole = np.zeros(2 * n + m)
@@ -187,8 +188,8 @@ def elements_flow(basis: Any, degree: int, re: float, edge: Solution, pin: Any) 
     whole[2 * n + pinned] = edge(pressure.doflocs[:, [pinned]].T)[0, 2]
     free = np.setdiff1d(np.arange(2 * n + m), np.concatenate([rim, n + rim, [2 * n + pinned]]))
 
-    def system(z: Any) -> tuple[Any, Any]:
-        whole[free] = z
+    def system(z: Any, re: float) -> tuple[Any, Any]:
+        whole[free], viscous = z, stiffness / re
         u, v, p = np.split(whole, [n, 2 * n])
         a, b, (u_x, u_y), (v_x, v_y) = value @ u, value @ v, (d_x @ u, d_y @ u), (d_x @ v, d_y @ v)
         flow = viscous + test @ (sp.diags_array(a) @ d_x + sp.diags_array(b) @ d_y)
@@ -207,7 +208,8 @@ def elements_flow(basis: Any, degree: int, re: float, edge: Solution, pin: Any) 
         )
         return np.concatenate(residual)[free], jacobian.tocsr()[free][:, free]
 
-    whole[free] = newton(system, np.zeros(len(free)), Elements.solver)
+    for rate in (*(lower for lower in (100.0, 400.0) if lower < re), re):
+        whole[free] = newton(partial(system, re=rate), whole[free], Elements.solver)
     u, v, p = np.split(whole, [n, 2 * n])
 
     def solution(points: Any) -> Any:

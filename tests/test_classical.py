@@ -100,7 +100,7 @@ KNOWN = [
 def exact_at(name, places):
     """The exact solution at points given by coordinate, as packages are asked for it: values, and derivatives by autograd."""
     task = benchmark("classical").Collocation(benchmark("accuracy").CASES[name].make())
-    axes = list(task.problem.coordinates)
+    axes = list(places)
     x = torch.stack([torch.as_tensor(places[axis]) for axis in axes], 1).requires_grad_()
     unknowns = {unknown: task.exact(unknown, x) for unknown in task.problem.unknowns}
 

@@ -1,5 +1,6 @@
 """The README and docs say what is so: their snippets run, their numbers are in the committed results."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -177,6 +178,20 @@ def test_the_tables_of_methods_are_the_committed_results():
     for name, digits in (("Poisson 2D", 1), ("wave, c = 2", 0), ("Kovasznay, Re 40", 0)):
         error, seconds = (float(x) for x in auto[name])
         assert f"{error:.1e}".replace("e-0", "e-") + f" in {seconds:.{digits}f} s" in readme.replace("\n", " "), name
+
+
+def test_the_tables_beside_classical_solvers_are_the_committed_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    beside = importlib.import_module("beside")
+    page = (ROOT / "docs" / "accuracy.md").read_text()
+    assert page == beside.updated(page)
+    ours, classical = beside.read("accuracy"), beside.read("classical")
+    for problem, methods in classical.items():  # "A classical solver wins on every problem of this table"
+        if "auto" not in ours.get(problem, {}):
+            continue
+        error, seconds = beside.ended(ours[problem]["auto"])
+        solves = [pair for kind in beside.KINDS for pair in beside.solves(methods, kind)]
+        assert any(e <= error and s < seconds for e, s in solves), problem
 
 
 def _rows(name):
