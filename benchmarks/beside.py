@@ -78,7 +78,7 @@ PEERS = """
 The same problems by DeepXDE, PINA and jinns, from [peers.json](../benchmarks/results/peers.json) by
 `python benchmarks/peer_accuracy.py`: network, number of points and weights are those of `adam, lbfgs` beside them, with 1,000
 steps of Adam and L-BFGS for the rest of {seconds:.0f} s, in float64, on two cores each. Last errors, medians of {seeds} seeds.
-"Its example" has the network, the points and the steps of Adam of DeepXDE's own example for the equation; jinns' natural gradient
+"Its example" has network, points and steps of Adam of the example that DeepXDE ships for the equation; jinns' natural gradient
 has its defaults. The last column is the best of ours in accuracy.json, sines for sines left out.
 """
 
