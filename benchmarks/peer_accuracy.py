@@ -269,9 +269,11 @@ def pina(name: str, seed: int, watch: Watch) -> None:
         problem, model, optimizer=TorchOptimizer(torch.optim.Adam, lr=1e-3), weighting=ScalarWeighting(weights)
     )
 
+    order = [axes.index(axis) for axis in problem.input_variables]  # sorted by name, in every sample of a domain
+
     def values(x: Any) -> Any:
         with torch.no_grad():
-            return model(torch.as_tensor(x)).numpy()
+            return model(torch.as_tensor(x)[:, order]).numpy()
 
     class Look(Callback):  # type: ignore[misc]
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
