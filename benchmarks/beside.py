@@ -136,7 +136,7 @@ def figure(out: Path) -> None:
                         seconds, errors, style, lw=0.9, ms=3, color=color, label=None if k else label, gid=label,
                     )  # fmt: skip
         axes.set_title(name, fontsize=10)
-        axes.legend(fontsize=5)
+        axes.legend(fontsize=5, framealpha=0.4)
         axes.grid(alpha=0.3)
         axes.set(xlabel="seconds", ylabel="relative L2 error")
     drawn.savefig(out.with_name("beside.png"), dpi=110)
