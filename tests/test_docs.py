@@ -1,5 +1,6 @@
 """The README and docs say what is so: their snippets run, their numbers are in the committed results."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -172,11 +173,26 @@ def test_the_tables_of_methods_are_the_committed_results():
                 for seconds, cell in zip((2, 5, 30), cells, strict=True):
                     at = [[error for t, error in curve if t <= 1.02 * seconds + 0.2][-1] for curve in found]
                     assert cell == f"{median(at):.1e}", (row, seconds)
-    auto = {name: row for name, *row in re.findall(r"^\| ([^|]+) \| ([\d.e-]+) in ([\d.]+) s \|", page, flags=re.MULTILINE)}
+    first = page[: page.index("## Beside")]
+    auto = {name: row for name, *row in re.findall(r"^\| ([^|]+) \| ([\d.e-]+) in ([\d.]+) s \|", first, flags=re.MULTILINE)}
     readme = (ROOT / "README.md").read_text()
     for name, digits in (("Poisson 2D", 1), ("wave, c = 2", 0), ("Kovasznay, Re 40", 0)):
         error, seconds = (float(x) for x in auto[name])
         assert f"{error:.1e}".replace("e-0", "e-") + f" in {seconds:.{digits}f} s" in readme.replace("\n", " "), name
+
+
+def test_the_tables_beside_classical_solvers_are_the_committed_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    beside = importlib.import_module("beside")
+    page = (ROOT / "docs" / "accuracy.md").read_text()
+    assert page == beside.updated(page)
+    ours, classical = beside.read("accuracy"), beside.read("classical")
+    for problem, methods in classical.items():  # "by a factor between twenty and tens of thousands"
+        if "auto" not in ours.get(problem, {}):
+            continue
+        error, seconds = beside.ended(ours[problem]["auto"])
+        solves = [pair for kind in beside.KINDS for pair in beside.solves(methods, kind)]
+        assert any(e <= error and 20 * s < seconds for e, s in solves), problem
 
 
 def _rows(name):

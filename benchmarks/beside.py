@@ -1,0 +1,148 @@
+"""Networks and features (accuracy.json), classical solvers (classical.json), other packages (peers.json): tables and a figure.
+
+python benchmarks/beside.py writes the tables into docs/accuracy.md and draws the figure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from harness import RESULTS
+
+PAGE = RESULTS.parents[1] / "docs" / "accuracy.md"
+KINDS = {"finite elements": ("elements",), "spectral": ("Chebyshev", "Fourier", "rational")}
+PACKAGES = (
+    "pinnsketch",
+    "DeepXDE",
+    "DeepXDE, its example",
+    "PINA",
+    "jinns",
+    "jinns, natural gradient",
+)
+
+
+def read(name: str, folder: Path = RESULTS) -> dict[str, dict[str, list[Any]]]:
+    """Curves of seconds and errors by problem and by method, all seeds of it: empty if there is no such file."""
+    places = [place / f"{name}.json" for place in (folder, RESULTS)]
+    found: dict[str, dict[str, list[Any]]] = {}
+    for path in [place for place in places if place.exists()][:1]:
+        for key, curve in json.loads(path.read_text())["curves"].items():
+            problem, _, method = key.partition(": ")
+            found.setdefault(problem, {}).setdefault(method.partition(", seed ")[0], []).append(curve)
+    return found
+
+
+def ended(curves: list[Any]) -> tuple[float, float]:
+    """Medians over seeds of the last error and its seconds."""
+    return median(curve[-1][1] for curve in curves), median(curve[-1][0] for curve in curves)
+
+
+def cell(error: float, seconds: float) -> str:
+    return f"{error:.1e} in {seconds:.2g} s"
+
+
+def solves(methods: dict[str, list[Any]], kind: str) -> list[tuple[float, float]]:
+    """Errors and seconds of all solves of a kind."""
+    curves = [found[0] for method, found in methods.items() if method.startswith(KINDS[kind])]
+    return [(error, seconds) for curve in curves for seconds, error, _ in curve]
+
+
+def lines(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    heads = list(heads)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
+
+
+def classical_table() -> str:
+    """Each kind's most exact solve; and the least seconds in which it is as exact as the default method of pinnsketch."""
+    ours, rows = read("accuracy"), []
+    for problem, methods in read("classical").items():
+        row, soon = [problem], []
+        auto = ended(ours[problem]["auto"]) if "auto" in ours.get(problem, {}) else None
+        for kind in KINDS:
+            found = solves(methods, kind)
+            row.append(cell(*min(found)) if found else "-")
+            enough = [seconds for error, seconds in found if auto and error <= auto[0]]
+            soon.append(f"{min(enough):.2g} s" if enough else "-")
+        rows.append([*row, cell(*auto) if auto else "-", *soon])
+    return lines(
+        ["problem", "finite elements", "spectral", "`auto`", "as exact as `auto`: elements", "spectral"],
+        rows,
+    )
+
+
+PEERS = """
+The same problems by DeepXDE, PINA and jinns, from [peers.json](../benchmarks/results/peers.json) by
+`python benchmarks/peer_accuracy.py`: network, number of points and weights are those of `adam, lbfgs` beside them, with 1,000
+steps of Adam and L-BFGS for the rest of {seconds:.0f} s, in float64, on two cores each. Last errors, medians of {seeds} seeds.
+"Its example" has network, points and steps of Adam of the example that DeepXDE ships for the equation; jinns' natural gradient
+has its defaults. The last column is the best of ours in accuracy.json, sines for sines left out.
+"""
+
+
+def peers_section() -> str:
+    """Medians of the last errors of each package, with what was done: empty without results."""
+    found, ours = read("peers"), read("accuracy")
+    if not found:
+        return ""
+    rows = []
+    for problem, methods in found.items():
+        errors = [f"{ended(methods[name])[0]:.1e}" if name in methods else "-" for name in PACKAGES]
+        trained = [ended(curves)[0] for way, curves in ours.get(problem, {}).items() if not way.startswith("features, sin")]
+        rows.append([problem, *errors, f"{min(trained):.1e}" if trained else "-"])
+    every = [curves for methods in found.values() for curves in methods.values()]
+    text = PEERS.format(seconds=median(ended(curves)[1] for curves in every), seeds=max(len(curves) for curves in every))
+    return text + "\n" + lines(["problem", "`adam, lbfgs`", *PACKAGES[1:], "best of ours"], rows) + "\n"
+
+
+def updated(page: str) -> str:
+    """The page with its tables as the results have them."""
+    for name, text in (("classical", "\n" + classical_table() + "\n"), ("peers", peers_section())):
+        start, end = f"<!-- {name} -->\n", f"<!-- {name} end -->\n"
+        before, _, rest = page.partition(start)
+        page = before + start + text + ("\n" if text else "") + end + rest.partition(end)[2]
+    return page
+
+
+def figure(out: Path) -> None:
+    """Error over seconds of everything, one panel a problem."""
+    from matplotlib.figure import Figure
+
+    ours, classical, peers = (read(name, out.parent) for name in ("accuracy", "classical", "peers"))
+    names = list(dict.fromkeys([*classical, *peers]))
+    if not names:
+        return
+    drawn = Figure(figsize=(15, 3.4 * -(-len(names) // 4)), layout="constrained")
+    places = drawn.subplots(-(-len(names) // 4), 4, squeeze=False).flat
+    for axes in places[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(places, names, strict=False):
+        for methods, style in ((classical, "s-"), (ours, ".-"), (peers, "x--")):
+            for method, curves in methods.get(name, {}).items():
+                for k, curve in enumerate(curves):
+                    seconds, errors = zip(*(pair[:2] for pair in curve), strict=True)
+                    label = (
+                        f"pinnsketch, {method}"
+                        if methods is ours
+                        else "pinnsketch, adam, lbfgs"
+                        if method == "pinnsketch"
+                        else method
+                    )
+                    color = f"C{len({line.get_gid() for line in axes.lines if line.get_gid() != label}) % 10}"
+                    axes.loglog(
+                        seconds, errors, style, lw=0.9, ms=3, color=color, label=None if k else label, gid=label,
+                    )  # fmt: skip
+        axes.set_title(name, fontsize=10)
+        axes.legend(fontsize=5, framealpha=0.4)
+        axes.grid(alpha=0.3)
+        axes.set(xlabel="seconds", ylabel="relative L2 error")
+    drawn.savefig(out.with_name("beside.png"), dpi=110)
+    print(f"Drawn in {out.with_name('beside.png')}")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(updated(PAGE.read_text()))
+    figure(RESULTS / "beside.json")
