@@ -22,11 +22,11 @@ def chosen(problem, monkeypatch, limit=1.0, own=None, **given):
 
     def attempt(config, make, width):
         tried.append(width)
-        return config, limit
+        return config, limit, None
 
     monkeypatch.setattr("pinnsketch.automatic._try_features", attempt)
     config = make_config({"problem": "x.py", "monitor": False, **given})
-    found, why = choose(config, lambda config: Run(problem, config, network=own), own is not None)
+    found, why, _ = choose(config, lambda config: Run(problem, config, network=own), own is not None)
     return found, why, tried
 
 
