@@ -269,7 +269,7 @@ CASES: dict[str, Case] = {
         "1.2e-7 in 468 s (ENGD, Dangel et al. 2024)",
     ),
     "Poisson 5D": Case(
-        poisson(5), {**AUTO, "natural_gradient 2x32": natural(32, 2, 800, 40)},
+        poisson(5), {**AUTO, "natural_gradient 2x32": natural(32, 2, 500, 300)},
         60, {"cpu": ((1e-5, 60),), "cuda": ((1e-9, 120),)}, "3.5e-8 in 3,000 s (ENGD)",
     ),
     "heat": Case(

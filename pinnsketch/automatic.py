@@ -24,9 +24,10 @@ SMALL = 20_000
 """Parameters up to which a step may cost what Gauss-Newton steps cost."""
 FEW, MANY, SOLVES = 500, 2000, 12
 """Features that are tried: more where a solve is linear; and solves in which they must do."""
-NATURAL = {"interior": 400, "boundary": 100, "resample": 1}
+NATURAL = {"interior": 400, "resample": 1}
+FACE = 25
 DRAWN = {"interior": 4000, "boundary": 200, "resample": 1}
-"""Points of the natural gradient, and of sketched steps."""
+"""Points of the natural gradient, and for each side that a box of the dimension has; and of sketched steps."""
 
 
 def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tuple[RunConfig, str, dict[str, Any] | None]:
@@ -58,7 +59,8 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
     polish = {"method": "polish", "steps": 5}
     if linear:
         train = [{"method": "natural_gradient", "steps": 300}, polish]
-        choice, why = NATURAL, "the natural gradient: the problem is linear and the network small"
+        sides = 2 * len(task.problem.coordinates)
+        choice, why = {**NATURAL, "boundary": FACE * sides}, "the natural gradient: the problem is linear and the network small"
     else:
         train = [{"method": "dsgnar", "steps": 400}, polish]
         choice, why = DRAWN, "sketched Gauss-Newton steps: the problem is not linear, and the network small"
@@ -68,7 +70,7 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
 def _try_features(
     config: RunConfig, make: Callable[[RunConfig], Any], width: int
 ) -> tuple[RunConfig, float, dict[str, Any] | None]:
-    """The config with so many features, what its relative error is not above (infinite if unknown), the state before its end."""
+    """The config with so many features; what its relative error is not above, or infinity; the state before its last step."""
     network, points = {"kind": "features", "width": width}, {"interior": 4 * width, "boundary": max(width // 2, 200)}
     tried = _filled(config, {"network": network, "points": points, "train": {"method": "features", "steps": SOLVES}})
     run, before, now = make(tried), None, None

@@ -125,7 +125,10 @@ class Collocation:
         if not self.chooses:
             return self.batch(draw)
         pool = tuple(self._block(i, draw, self._pool) for i in range(len(self._places)))
-        most = [count if isinstance(where, Region) else len(block.x) for (where, count, _), block in zip(self._places, pool, strict=True)]
+        most = [
+            count if isinstance(where, Region) else len(block.x)
+            for (where, count, _), block in zip(self._places, pool, strict=True)
+        ]
         return self.drawn(pool, self.scaled(trial, pool), most, np.random.default_rng((self._seed, draw)).random(len(pool)))
 
     @staticmethod

@@ -9,8 +9,8 @@ residuals are bent: `a = -1/2 J^T (K + lambda I)^-1 q`, with q the second deriva
 the same factor. `lambda = c |r|^2 + 1e-15 tr K`: proportional to the loss (Fan & Yuan 2005), it is large while the model
 is far off and K of low rank, and vanishes with the loss, so that convergence stays fast.
 
-What share c of the loss that should be, the length eta of the last step says (Levenberg 1944, Marquardt 1963): where the path is
-good for less than 1/32 of p, c is too small, and is multiplied by 4; where it is good for 1/4, c is halved, down to `damping`.
+What c should be, the length eta of the last step says (Levenberg 1944, Marquardt 1963): below 1/32 of p, c is too small, and is
+multiplied by 4; from 1/4 on, c is halved, down to `damping`.
 """
 
 from __future__ import annotations
