@@ -1,8 +1,8 @@
 """Which network, points and method, where the user leaves that open: what is tried first is what needs no training.
 
 Random features by least squares are tried as a run of their own, and are taken where the estimate of the error (`estimate.py`)
-says that they solve the problem. Otherwise a network is trained: by the natural gradient where the residuals are affine in its
-last layer, by sketched Gauss-Newton steps on many drawn points where they are not, and by Adam and L-BFGS where it is
+says that they solve the problem. Otherwise a network is trained: by the natural gradient, at more points and drawn by their
+residuals where these are not affine in the last layer, since solutions may be sharp there; and by Adam and L-BFGS where it is
 large, or where residuals have no Jacobian row for each point. What the user has set is left as it is.
 """
 
@@ -24,10 +24,8 @@ SMALL = 20_000
 """Parameters up to which a step may cost what Gauss-Newton steps cost."""
 FEW, MANY, SOLVES = 500, 2000, 12
 """Features that are tried: more where a solve is linear; and solves in which they must do."""
-NATURAL = {"interior": 400, "resample": 1}
-FACE = 25
-DRAWN = {"interior": 4000, "boundary": 200, "resample": 1}
-"""Points of the natural gradient, and for each side that a box of the dimension has; and of sketched steps."""
+EVEN, DRAWN, SIDE = {"interior": 400}, {"interior": 800, "draw": "residual"}, 25
+"""Points of the natural gradient, for linear problems and for others, and for each side that a box of the dimension has."""
 
 
 def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tuple[RunConfig, str, dict[str, Any] | None]:
@@ -56,15 +54,10 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
             found, limit, state = _try_features(config, make, width)
             if limit <= GOOD:
                 return found, f"random features by least squares: the error is estimated as {limit:.1g} at most", state
-    polish = {"method": "polish", "steps": 5}
-    if linear:
-        train = [{"method": "natural_gradient", "steps": 300}, polish]
-        sides = 2 * len(task.problem.coordinates)
-        choice, why = {**NATURAL, "boundary": FACE * sides}, "the natural gradient: the problem is linear and the network small"
-    else:
-        train = [{"method": "dsgnar", "steps": 400}, polish]
-        choice, why = DRAWN, "sketched Gauss-Newton steps: the problem is not linear, and the network small"
-    return _filled(config, {"points": choice, "train": {"schedule": train}}), why, None
+    points = {**(EVEN if linear else DRAWN), "boundary": 2 * SIDE * len(task.problem.coordinates), "resample": 1}
+    train = [{"method": "natural_gradient", "steps": 300 if linear else 500}, {"method": "polish", "steps": 5}]
+    why = f"the natural gradient: the problem is {'linear' if linear else 'not linear'}, and the network small"
+    return _filled(config, {"points": points, "train": {"schedule": train}}), why, None
 
 
 def _try_features(

@@ -115,16 +115,18 @@ def test_where_steps_stay_short_damping_rises_and_without_that_nothing_is_learnt
     lambdas = [step.state()["method"]["damping"] for step in train(trial, task, [Stage("natural_gradient", 30)], resample=1)]
     error = task.error(trial)["overall"]
     assert error < 0.1 if raised else error > 0.5
-    assert (max(lambdas) > 1e-4) == raised
+    assert (max(lambdas) > 1e-5) == raised
     assert min(lambdas) >= 1e-7
 
 
 def test_on_fixed_points_it_ends_where_no_damping_lowers_the_loss():
-    trial, task = made()
+    trial, _ = made()
+    box = Box(x=(0, 1), y=(0, 1))
+    terms = {"laplace": Term(box.interior, lambda u: laplacian(u)), "sides": Term(box.boundary, lambda u: u)}
+    task = Collocation(Problem(box, "u", terms), interior=30, boundary=10)
     with torch.no_grad():
         for p in trial.parameters():
             p.zero_()
-    task.weights = dict.fromkeys(task.weights, 0.0)
     *_, last = train(trial, task, [Stage("natural_gradient", 40)])
     assert last.index < 40
     assert "no step along the natural gradient lowers the loss" in last.note
