@@ -348,7 +348,7 @@ CASES: dict[str, Case] = {
     ),
     "L-shape": Case(
         shipped("poisson_l_shape"),
-        {**AUTO, "natural_gradient 4x30": natural(30, 4, 600, 200, draw="residual"), "dsgnar 4x30": sketched(30, 4, 2000, 400)},
+        {**AUTO, "natural_gradient 4x30": natural(30, 4, 400, 100), "dsgnar 4x30": sketched(30, 4, 2000, 400)},
         60, {"cpu": ((1e-3, 60),)},
     ),
     "L-shape, enriched": Case(

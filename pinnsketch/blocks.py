@@ -90,13 +90,15 @@ def draw_by_size(size: Tensor, count: int, offset: float) -> tuple[Tensor, Tenso
     points on average (Horvitz & Thompson 1952).
 
     Args:
-        size: of all points, `(n,)`.
+        size: of all points, `(n,)`; what is not finite counts as far larger than all others, so that it comes to light.
         count: m.
         offset: a random number from 0 to 1.
 
     Returns: indices and factors, `(m,)`.
     """
     n, m = len(size), count
+    finite = size.isfinite()
+    size = torch.where(finite, size, 1 + n * torch.where(finite, size, 0.0).max())
     size = size.double() / size.sum().double().clamp(min=torch.finfo(torch.float64).tiny) + 1e-9 / n
     chance = EVEN * m / n + (1 - EVEN) * m * size / size.sum()
     for _ in range(ROUNDS):

@@ -125,11 +125,9 @@ class Collocation:
         if not self.chooses:
             return self.batch(draw)
         pool = tuple(self._block(i, draw, self._pool) for i in range(len(self._places)))
-        most = [
-            count if isinstance(where, Region) else len(block.x)
-            for (where, count, _), block in zip(self._places, pool, strict=True)
-        ]
-        return self.drawn(pool, self.scaled(trial, pool), most, np.random.default_rng((self._seed, draw)).random(len(pool)))
+        most = [count if isinstance(where, Region) else sys.maxsize for where, count, _ in self._places]
+        offsets = np.random.default_rng((self._seed, draw)).random(len(pool)).tolist()
+        return self.drawn(pool, self.scaled(trial, pool), most, offsets)
 
     @staticmethod
     def drawn(
@@ -139,7 +137,7 @@ class Collocation:
         found = []
         for block, count, offset in zip(batch, most, offsets, strict=True):
             size = torch.cat([scaled[term].view(-1, len(block.x)) for term in block.terms]).norm(dim=0)
-            found.append(block.drawn(size, count, float(offset)))
+            found.append(block.drawn(size, count, offset))
         return tuple(found)
 
     def elsewhere(self, interior: int, boundary: int, seed: int) -> Collocation:

@@ -198,3 +198,12 @@ def test_sizes_of_zero_are_drawn_evenly():
     index, factor = draw_by_size(torch.zeros(400, dtype=torch.float64), 100, 0.3)
     assert index.diff().unique().tolist() == [4]
     torch.testing.assert_close(factor, torch.ones(100, dtype=torch.float64))
+
+
+def test_a_point_whose_size_is_no_number_is_drawn():
+    for value in (float("nan"), float("inf")):
+        size = torch.ones(400, dtype=torch.float64)
+        size[17] = value
+        index, factor = draw_by_size(size, 100, 0.3)
+        assert 17 in index
+        assert bool(factor.isfinite().all())
