@@ -126,8 +126,8 @@ class Collocation:
             return self.batch(draw)
         pool = tuple(self._block(i, draw, self._pool) for i in range(len(self._places)))
         most = [count if isinstance(where, Region) else sys.maxsize for where, count, _ in self._places]
-        offsets = np.random.default_rng((self._seed, draw)).random(len(pool)).tolist()
-        return self.drawn(pool, self.scaled(trial, pool), most, offsets)
+        rng = np.random.default_rng((self._seed, draw))
+        return self.drawn(pool, self.scaled(trial, pool), most, rng.random(len(pool)).tolist())
 
     @staticmethod
     def drawn(
