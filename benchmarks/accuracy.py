@@ -83,16 +83,30 @@ def two_solitons() -> Problem:
     )
 
 
-def points(interior: int, boundary: int, resample: int = 1) -> Options:
-    return {"interior": interior, "boundary": boundary, "resample": resample}
+def points(interior: int, boundary: int, resample: int = 1, draw: str = "even") -> Options:
+    return {"interior": interior, "boundary": boundary, "resample": resample, "draw": draw}
 
 
-def natural(width: int, depth: int, interior: int, boundary: int, activation: str = "tanh", **options: Any) -> Options:
+def natural(
+    width: int, depth: int, interior: int, boundary: int, activation: str = "tanh", draw: str = "even", **options: Any
+) -> Options:
     return {
         "network": {"width": width, "depth": depth, "activation": activation},
-        "points": points(interior, boundary),
+        "points": points(interior, boundary, draw=draw),
         "train": {"method": "natural_gradient", "steps": 10**6, **options},
     }
+
+
+def staged(way: Options, *steps: int) -> Options:
+    """The same, with another network that begins after so many steps, and after so many more the next."""
+    last = way["train"]
+    brief = [stage for count in steps for stage in ({**last, "steps": count}, {"method": "next_stage"})]
+    return {**way, "network": {**way["network"], "stages": len(steps) + 1}, "train": {"schedule": [*brief, last]}}
+
+
+def weighted(ways: Mapping[str, Options], **weights: float) -> dict[str, Options]:
+    """The same with these weights of terms."""
+    return {name: {**way, "weights": weights} for name, way in ways.items()}
 
 
 def sketched(width: int, depth: int, interior: int, boundary: int, activation: str = "tanh", **options: Any) -> Options:
@@ -155,12 +169,18 @@ LID: dict[str, Options] = {"dsgnar 4x40": sketched(40, 4, 4000, 800), "natural_g
 CASES: dict[str, Case] = {
     "Poisson 2D": Case(
         shipped("poisson"),
-        {**AUTO, **both(50, 4), "adam, lbfgs 4x50": quasi(50, 4, 1000, 200), "features, tanh": features(500, 2000, 400)},
+        {
+            **AUTO,
+            **both(50, 4),
+            "natural_gradient 4x50, two stages": staged(natural(50, 4, 400, 100), 60),
+            "adam, lbfgs 4x50": quasi(50, 4, 1000, 200),
+            "features, tanh": features(500, 2000, 400),
+        },
         30, {"cpu": ((1e-6, 4), (3e-8, 20)), "cuda": ((3e-8, 1), (1e-10, 30))},
         "1.2e-7 in 468 s (ENGD, Dangel et al. 2024)",
     ),
     "Poisson 5D": Case(
-        shipped("poisson_nd"), {**AUTO, "natural_gradient 2x32": natural(32, 2, 800, 40)},
+        shipped("poisson_nd"), {**AUTO, "natural_gradient 2x32": natural(32, 2, 500, 300)},
         60, {"cpu": ((1e-5, 60),), "cuda": ((1e-9, 120),)}, "3.5e-8 in 3,000 s (ENGD)",
     ),
     "Poisson 100D": Case(
@@ -179,7 +199,7 @@ CASES: dict[str, Case] = {
         shipped("burgers"),
         {
             **AUTO,
-            "natural_gradient 4x20": natural(20, 4, 1000, 100, damping=1e-4),
+            "natural_gradient 4x20": natural(20, 4, 1000, 100, draw="residual"),
             "dsgnar 4x20": sketched(20, 4, 4000, 200),
             "dsgnar 4x20, damping 1e-3": sketched(20, 4, 4000, 200, damping=1e-3),
             "ssbroyden 3x20": broyden(20, 3, 4000, 200),
@@ -188,7 +208,12 @@ CASES: dict[str, Case] = {
     ),
     "Allen-Cahn": Case(
         shipped("allen_cahn"),
-        {**AUTO, "dsgnar 4x30": sketched(30, 4, 4000, 400), "ssbroyden 3x30": broyden(30, 3, 4000, 400)},
+        {
+            **AUTO,
+            "natural_gradient 4x30": natural(30, 4, 1000, 200, draw="residual"),
+            "dsgnar 4x30": sketched(30, 4, 4000, 400),
+            "ssbroyden 3x30": broyden(30, 3, 4000, 400),
+        },
         300, {"cpu": ((1e-3, 300),), "cuda": ((1e-7, 300),)}, "1.9e-6 (vRBA with SSBroyden)",
     ),
     "KdV, cos": Case(
@@ -206,7 +231,8 @@ CASES: dict[str, Case] = {
         300, {"cpu": ((1e-4, 300),), "cuda": ((1e-8, 300),)}, "2.2e-6 (vRBA with SSBroyden, from a cosine)",
     ),
     "wave, c = 2": Case(
-        shipped("wave"), {**AUTO, **both(30, 4, 500, 100), **LINEAR}, 60, MINUTE, "8e-6 trained (SOAP)",
+        shipped("wave"), {**AUTO, **weighted(both(30, 4, 500, 100), ends=1e4, shape=1e4, rest=1e2), **LINEAR},
+        60, MINUTE, "8e-6 trained (SOAP)",
     ),
     "convection, beta = 30": Case(
         shipped("convection"), {**AUTO, **both(30, 4, 500, 100), **LINEAR}, 60, MINUTE, "7.5e-3 trained (R3)",
@@ -233,7 +259,7 @@ CASES: dict[str, Case] = {
     ),
     "L-shape": Case(
         shipped("poisson_l_shape"),
-        {**AUTO, "natural_gradient 4x30": natural(30, 4, 600, 200), "dsgnar 4x30": sketched(30, 4, 2000, 400)},
+        {**AUTO, "natural_gradient 4x30": natural(30, 4, 400, 100), "dsgnar 4x30": sketched(30, 4, 2000, 400)},
         60, {"cpu": ((1e-3, 60),)},
     ),
     "L-shape, enriched": Case(

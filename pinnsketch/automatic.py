@@ -1,14 +1,15 @@
 """Which network, points and method, where the user leaves that open: what is tried first is what needs no training.
 
 Random features by least squares are tried as a run of their own, and are taken where the estimate of the error (`estimate.py`)
-says that they solve the problem. Otherwise a network is trained: by the natural gradient where the residuals are affine in its
-last layer, by sketched Gauss-Newton steps on many drawn points where they are not, and by Adam and L-BFGS where it is
+says that they solve the problem. Otherwise a network is trained: by the natural gradient, at more points and drawn by their
+residuals where these are not affine in the last layer, since solutions may be sharp there; and by Adam and L-BFGS where it is
 large, or where residuals have no Jacobian row for each point. What the user has set is left as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from math import inf
 from typing import Any
 
@@ -23,18 +24,19 @@ SMALL = 20_000
 """Parameters up to which a step may cost what Gauss-Newton steps cost."""
 FEW, MANY, SOLVES = 500, 2000, 12
 """Features that are tried: more where a solve is linear; and solves in which they must do."""
-NATURAL = {"interior": 400, "boundary": 100, "resample": 1}
-DRAWN = {"interior": 4000, "boundary": 200, "resample": 1}
-"""Points of the natural gradient, and of sketched steps."""
+EVEN, DRAWN, SIDE = {"interior": 400}, {"interior": 800, "draw": "residual"}, 25
+"""Points of the natural gradient, for linear problems and for others, and for each side that a box of the dimension has."""
 
 
-def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tuple[RunConfig, str]:
-    """A config with a schedule of methods in place of `auto`, and why that one, a sentence.
+def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tuple[RunConfig, str, dict[str, Any] | None]:
+    """A config with a schedule of methods in place of `auto`; why that one, a sentence; and where its run may begin.
 
     Args:
         config: what the user gave.
         make: gives a run of a config that writes nothing and is not monitored.
         own: the network is one of the user's own.
+
+    Returns: the third is the state of a course one step before its end, where one has been run to the end already, or None.
     """
     run = make(_filled(config, {"train": {"method": "adam", "steps": 1}}))
     task, trial = run.task, run.trial
@@ -45,31 +47,29 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
         why = f"there are {count:,} parameters" if large else "residuals give no Jacobian row for each point, or slowly"
         why = "others need one precision throughout" if mixed else why
         train = [{"method": "adam", "steps": 500}, {"method": "lbfgs", "steps": 2000}]
-        return _filled(config, {"train": {"schedule": train}}), f"Adam and L-BFGS: {why}"
+        return _filled(config, {"train": {"schedule": train}}), f"Adam and L-BFGS: {why}", None
     linear = not trial.raw and Weights(task, trial, [*last(trial.network).parameters()]).affine(batch)
     if not own and config.network == NetworkConfig() and config.precision == "float64":
         for width in (FEW, MANY) if linear else (FEW,):
-            found, limit = _try_features(config, make, width)
+            found, limit, state = _try_features(config, make, width)
             if limit <= GOOD:
-                return found, f"random features by least squares: the error is estimated as {limit:.1g} at most"
-    polish = {"method": "polish", "steps": 5}
-    if linear:
-        train = [{"method": "natural_gradient", "steps": 300}, polish]
-        choice, why = NATURAL, "the natural gradient: the problem is linear and the network small"
-    else:
-        train = [{"method": "dsgnar", "steps": 400}, polish]
-        choice, why = DRAWN, "sketched Gauss-Newton steps: the problem is not linear, and the network small"
-    return _filled(config, {"points": choice, "train": {"schedule": train}}), why
+                return found, f"random features by least squares: the error is estimated as {limit:.1g} at most", state
+    points = {**(EVEN if linear else DRAWN), "boundary": 2 * SIDE * len(task.problem.coordinates), "resample": 1}
+    train = [{"method": "natural_gradient", "steps": 300 if linear else 500}, {"method": "polish", "steps": 5}]
+    why = f"the natural gradient: the problem is {'linear' if linear else 'not linear'}, and the network small"
+    return _filled(config, {"points": points, "train": {"schedule": train}}), why, None
 
 
-def _try_features(config: RunConfig, make: Callable[[RunConfig], Any], width: int) -> tuple[RunConfig, float]:
-    """The config with so many features, and what its relative error is not above; infinite if that is not known."""
+def _try_features(
+    config: RunConfig, make: Callable[[RunConfig], Any], width: int
+) -> tuple[RunConfig, float, dict[str, Any] | None]:
+    """The config with so many features; what its relative error is not above, or infinity; the state before its last step."""
     network, points = {"kind": "features", "width": width}, {"interior": 4 * width, "boundary": max(width // 2, 200)}
     tried = _filled(config, {"network": network, "points": points, "train": {"method": "features", "steps": SOLVES}})
-    run = make(tried)
+    run, before, now = make(tried), None, None
     for _ in run:
-        pass
-    return tried, estimated(run.trial, run.task).get("limit", inf)
+        before, now = now, deepcopy(run.course.state_dict())
+    return tried, estimated(run.trial, run.task).get("limit", inf), before
 
 
 def _filled(config: RunConfig, choice: dict[str, Any]) -> RunConfig:

@@ -20,6 +20,7 @@ class Block:
 
     Args:
         share: of these points in all points of the terms; below 1 in a piece of a block.
+        factor: of the residuals at each point `(n,)`, where points were drawn with unequal probabilities; None: 1.
     """
 
     terms: tuple[str, ...]
@@ -27,24 +28,87 @@ class Block:
     normal: Tensor | None
     columns: Mapping[str, Tensor]
     share: float = 1.0
+    factor: Tensor | None = None
 
     def piece(self, start: int, stop: int) -> Block:
         """The same terms at a range of the points."""
         rows = slice(start, stop)
         columns = {name: column[rows] for name, column in self.columns.items()}
         share = self.share * len(self.x[rows]) / len(self.x)
-        return Block(self.terms, self.x[rows], None if self.normal is None else self.normal[rows], columns, share)
+        normal, factor = (None if each is None else each[rows] for each in (self.normal, self.factor))
+        return Block(self.terms, self.x[rows], normal, columns, share, factor)
+
+    def drawn(self, size: Tensor, count: int, offset: float) -> Block:
+        """So many of the points, drawn by a size of each `(n,)`, as `draw_by_size` has it."""
+        if count >= len(self.x):
+            return self
+        order = along_curve(self.x)
+        index, factor = draw_by_size(size[order], count, offset)
+        index = order[index]
+        kept = self.holding([tensor[index] for tensor in self.tensors])
+        factor = factor.to(self.x.dtype)
+        return replace(kept, factor=factor if kept.factor is None else factor * kept.factor)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors that a block holds."""
-        return (self.x, *(() if self.normal is None else (self.normal,)), *self.columns.values())
+        optional = (each for each in (self.normal, self.factor) if each is not None)
+        return (self.x, *optional, *self.columns.values())
 
     def holding(self, tensors: Sequence[Tensor]) -> Block:
         """The same block with other tensors in place of `tensors`."""
         x, *rest = tensors
-        normal = None if self.normal is None else rest.pop(0)
-        return replace(self, x=x, normal=normal, columns=dict(zip(self.columns, rest, strict=True)))
+        normal, factor = (None if each is None else rest.pop(0) for each in (self.normal, self.factor))
+        return replace(self, x=x, normal=normal, factor=factor, columns=dict(zip(self.columns, rest, strict=True)))
+
+
+def along_curve(x: Tensor, bits: int = 62) -> Tensor:
+    """Indices that sort points `(n, d)` along a space-filling curve, Morton's: those of a part of it are near each other.
+
+    Systematic sampling along it draws points that are spread evenly (Stevens & Olsen 2004).
+    """
+    d = x.shape[1]
+    depth = max(min(bits // d, 16), 1)
+    low, high = x.amin(0), x.amax(0)
+    cells = ((x - low) / (high - low).clamp(min=torch.finfo(x.dtype).tiny) * (2**depth - 1)).long()
+    key = torch.zeros_like(cells[:, 0])
+    for bit in range(depth):
+        for axis in range(d):
+            key |= ((cells[:, axis] >> bit) & 1) << (bit * d + axis)
+    return key.argsort(stable=True)
+
+
+EVEN, ROUNDS = 0.5, 16
+"""The part of a draw by size that is even; in how many rounds its probabilities are found."""
+
+
+def draw_by_size(size: Tensor, count: int, offset: float) -> tuple[Tensor, Tensor]:
+    """Which of n points, all different, half evenly and half by size (Wu et al. 2023, equation 2), and factors of their rows.
+
+    The probability that a point is among them is `min(1, EVEN m / n + c size)`, with c such that m are expected; by systematic
+    sampling (Madow 1949) there are m. With the factor `sqrt(m / (n probability))` a mean square over them is that over all
+    points on average (Horvitz & Thompson 1952).
+
+    Args:
+        size: of all points, `(n,)`; what is not finite counts as far larger than all others, so that it comes to light.
+        count: m.
+        offset: a random number from 0 to 1.
+
+    Returns: indices and factors, `(m,)`.
+    """
+    n, m = len(size), count
+    finite = size.isfinite()
+    size = torch.where(finite, size, 1 + n * torch.where(finite, size, 0.0).max())
+    size = size.double() / size.sum().double().clamp(min=torch.finfo(torch.float64).tiny) + 1e-9 / n
+    chance = EVEN * m / n + (1 - EVEN) * m * size / size.sum()
+    for _ in range(ROUNDS):
+        free = chance < 1
+        left = m - (~free).sum() - EVEN * m / n * free.sum()
+        chance = torch.where(free, EVEN * m / n + size * (left / (size * free).sum().clamp(min=1e-300)), 1.0)
+    ends = chance.cumsum(0)
+    places = (torch.arange(m, dtype=ends.dtype, device=ends.device) + offset) * (ends[-1] / m)
+    index = torch.searchsorted(ends, places).clamp(max=n - 1)
+    return index, (m / (n * chance[index])).sqrt()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pinnsketch.field import Field, FieldError
 from pinnsketch.geometry.shape import Region
 from pinnsketch.jets import Jacobian, Jets, NoRule, Outer, Streams, Use, by_point, by_rows, by_uses
 from pinnsketch.layers import exact, sketched
-from pinnsketch.points import Points, draw
+from pinnsketch.points import DRAWS, Points, draw
 from pinnsketch.problem import Problem, ProblemError, Unknown, check_names, parameters_of, unread
 from pinnsketch.trial import Trial
 
@@ -68,6 +68,7 @@ class Collocation:
         interior, boundary: points on each interior region and on each boundary region.
         terms: number of points by term name, before `Term.points` and the two numbers above.
         sampler: a name in `pinnsketch.points.SAMPLERS`.
+        draw: a name in `pinnsketch.points.DRAWS`.
         weights: loss weights by term name, in place of `Term.weight`.
         chunk: evaluate at most so many points at a time; "auto": what suits the machine's cache or memory.
         test: number of points at which errors are measured.
@@ -87,6 +88,7 @@ class Collocation:
         boundary: int = 200,
         terms: Mapping[str, int] | None = None,
         sampler: str = "sobol",
+        draw: str = "even",
         weights: Mapping[str, float] | None = None,
         chunk: int | str = "auto",
         test: int = 4096,
@@ -95,6 +97,7 @@ class Collocation:
         device: torch.device | str = "cpu",
     ) -> None:
         self.problem, self._sampler, self._seed, self._test = problem, sampler, seed, test
+        self._pool = DRAWS[draw]
         if chunk != "auto" and not int(chunk) > 0:
             raise ProblemError(f"points: chunk must be auto or a number of points above 0; got {chunk}.")
         self._chunk = None if chunk == "auto" else int(chunk)
@@ -113,15 +116,40 @@ class Collocation:
         """The collocation points of a draw: the same number gives the same points, another gives fresh ones."""
         return tuple(self._block(i, draw) for i in range(len(self._places)))
 
+    @property
+    def chooses(self) -> bool:
+        """Whether points are drawn by their residuals."""
+        return self._pool > 1
+
+    def chosen(self, trial: Trial, draw: int = 0) -> tuple[Block, ...]:
+        """The points of a draw for a trial as it is: those of `batch`, or by their residuals."""
+        if not self.chooses:
+            return self.batch(draw)
+        pool = tuple(self._block(i, draw, self._pool) for i in range(len(self._places)))
+        most = [count if isinstance(where, Region) else sys.maxsize for where, count, _ in self._places]
+        rng = np.random.default_rng((self._seed, draw))
+        return self.drawn(pool, self.scaled(trial, pool), most, rng.random(len(pool)).tolist())
+
+    @staticmethod
+    def drawn(
+        batch: tuple[Block, ...], scaled: Mapping[str, Tensor], most: Sequence[int], offsets: Sequence[float]
+    ) -> tuple[Block, ...]:
+        """Of each block at most so many points, drawn by their residuals, given as `scaled`."""
+        found = []
+        for block, count, offset in zip(batch, most, offsets, strict=True):
+            size = torch.cat([scaled[term].view(-1, len(block.x)) for term in block.terms]).norm(dim=0)
+            found.append(block.drawn(size, count, offset))
+        return tuple(found)
+
     def elsewhere(self, interior: int, boundary: int, seed: int) -> Collocation:
         """The same task at other points: so many on each interior and each boundary region, drawn with another seed."""
         numbers: Any = {"interior": interior, "boundary": boundary, "test": self._test}
         return Collocation(self.problem, **numbers, weights=self.weights, seed=seed, **self._to)
 
-    def _block(self, index: int, number: int) -> Block:
+    def _block(self, index: int, number: int, times: int = 1) -> Block:
         where, count, names = self._places[index]
         if isinstance(where, Region):
-            points, columns = draw(where, count, self._sampler, (self._seed, index, number)), {}
+            points, columns = draw(where, times * count, self._sampler, (self._seed, index, number)), {}
         else:
             table = where.columns()
             points = Points(np.stack([table.pop(name) for name in self.problem.coordinates], axis=1))
@@ -249,7 +277,8 @@ class Collocation:
     def _scaled(self, block: Block, residuals: Mapping[str, Tensor]) -> Tensor:
         """All residuals of a block side by side `(n, c)`, scaled so that the loss is their sum of squares."""
         factor = {name: (self.weights[name] * block.share / r.numel()) ** 0.5 for name, r in residuals.items()}
-        return torch.cat([factor[name] * r for name, r in residuals.items()], dim=1)
+        columns = torch.cat([factor[name] * r for name, r in residuals.items()], dim=1)
+        return columns if block.factor is None else columns * block.factor[:, None]
 
     def _residuals(self, trial: Trial, block: Block, plan: Plan, uses: list[Use] | None = None) -> dict[str, Tensor]:
         x = block.x.to(trial.dtype)
@@ -367,7 +396,8 @@ class Collocation:
     def losses(self, model: Trial, batch: tuple[Block, ...]) -> dict[str, Tensor]:
         """Each term's mean square residual, a scalar, before weighting; of a piece, its part of that."""
         share = {name: block.share for block in batch for name in block.terms}
-        residuals = self.residuals(model, batch)
+        factor = {name: block.factor[:, None] for block in batch if block.factor is not None for name in block.terms}
+        residuals = {name: r * factor[name] if name in factor else r for name, r in self.residuals(model, batch).items()}
         return {
             name: r.square().mean() * share[name] if share[name] < 1 else r.square().mean() for name, r in residuals.items()
         }

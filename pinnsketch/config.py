@@ -25,7 +25,7 @@ from pydantic_core import PydanticCustomError
 from pinnsketch.gauges import chosen
 from pinnsketch.methods import METHODS
 from pinnsketch.network import ACTIVATIONS, KINDS, options_of
-from pinnsketch.points import SAMPLERS
+from pinnsketch.points import DRAWS, SAMPLERS
 from pinnsketch.train import DECAYS, Stage
 
 M = TypeVar("M", bound=BaseModel)
@@ -190,6 +190,7 @@ class NetworkConfig(Section):
 class PointsConfig(Section):
     """Collocation points on each interior and each boundary region, or by term; `resample`: fresh ones every so many steps.
 
+    `draw`: even; or residual: more of them where residuals are large, with factors that leave the loss what it is on average.
     `chunk`: how many are evaluated at a time; auto: what suits cache and memory.
     """
 
@@ -197,6 +198,7 @@ class PointsConfig(Section):
     boundary: Count = 200
     terms: dict[str, Count] = {}
     sampler: Annotated[str, row_of(SAMPLERS, "sampler")] = "sobol"
+    draw: Annotated[str, row_of(DRAWS, "draw")] = "even"
     resample: Whole = 0
     chunk: Annotated[int | str, BeforeValidator(_auto_or_count)] = "auto"
     test: Count = 4096

@@ -16,6 +16,9 @@ from pinnsketch.geometry.shape import Array, EmptyRegion, Region
 
 Sampler = Callable[[int, Array, np.random.Generator], Array]
 
+DRAWS = {"even": 1, "residual": 4}
+"""How points are drawn, and how many even ones one of them is taken from: by residuals, with `blocks.draw_by_size`."""
+
 PROPOSALS = 1 << 20
 """A region of which fewer than one in this many proposals is inside counts as empty."""
 

@@ -63,12 +63,12 @@ class Run(Running):
         overwrite: bool = False,
         resuming: bool = False,
     ) -> None:
-        self.chosen = ""
+        self.chosen, begin = "", None
         if not config.train.schedule:
             if not resuming:
                 Folder(folder).expect_room(overwrite)
             own = network is not None
-            config, self.chosen = choose(config, lambda config: Run(problem, _unwatched(config), network=network), own)
+            config, self.chosen, begin = choose(config, lambda config: Run(problem, _unwatched(config), network=network), own)
         self.problem, self.config, self.folder, self._source = problem, config, folder, source
         device, dtype = device_of(config.device), torch.float32 if config.precision == "float32" else torch.float64
         seed = config.train.seed
@@ -104,6 +104,8 @@ class Run(Running):
             matmul="high" if config.precision == "mixed" else "highest",
             warnings=warnings,
         )
+        if begin is not None:
+            self.course.load_state_dict(begin)
         self._compare = config.monitor.compare(device.type) if config.monitor else 0
         """Steps from one comparison of the loss terms to the next; 0: never."""
         self.origin: Origin | None = None
@@ -166,7 +168,7 @@ class Run(Running):
     def _explain(self, step: Step, before: dict[str, Tensor] | None) -> None:
         """Leave a black box of a step that is not finite, then find where that comes from."""
         draw = self._draw(step)
-        batch = self.task.batch(draw)
+        batch = self.task.chosen(self.trial, draw)
         if self.folder is not None:
             box = blackbox.Box.of(step, self.trial, draw, batch, before, self.described)
             self.course.place.attempt(box.save)

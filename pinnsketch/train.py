@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from pinnsketch.compiled import holding, tensors_of
 from pinnsketch.gradient import Gradient
 from pinnsketch.methods import METHODS, Method, Objective, Values
 
@@ -18,7 +19,8 @@ class Task(Protocol):
     """Something to train a model on: a Problem's collocation, or an image set.
 
     It may also have `pieces(model, batch)`, the batch in parts that are evaluated one after another and whose losses add up to
-    its own, and `saved(model, piece)`, the bytes that a piece keeps for its reverse pass.
+    its own, `saved(model, piece)`, the bytes that a piece keeps for its reverse pass, and `chosen(model, draw)`, the data of a
+    draw for a model as it is, in place of `batch` where `chooses` is true.
     """
 
     @property
@@ -107,6 +109,8 @@ def train(
     Yields: a Step after each step.
     """
     gradient = gradient or Gradient(model, task)
+    chooses = getattr(task, "chooses", False)
+    choose = task.chosen if chooses else lambda model, draw: task.batch(draw)  # type: ignore[attr-defined]
     index, first = (state["index"], state["stage"]) if state else (0, 0)
     done = state["done"] if state else 0
     for number, stage in enumerate(schedule[first:], start=first):
@@ -114,12 +118,14 @@ def train(
         method: Method = METHODS[stage.method](parameters, **stage.options)
         if state and number == first:
             method.load_state_dict(state["method"])
-        objective = None
+        objective, batch = None, None
         while done < stage.steps and not method.stalled:
             draw = index // resample if resample else 0
             fresh = resample > 0 and done > 0 and draw != (index - 1) // resample  # whether or not this is a resumed run
             if objective is None or fresh:
-                batch = task.batch(draw)
+                batch = choose(model, draw)
+                if chooses and state and number == first and objective is None and done and not fresh:
+                    batch = holding(batch, iter(state["batch"]))  # chosen for the model as it was then
                 objective = Objective(parameters, partial(gradient, batch), tuple(task.weights), model, task, batch)
                 objective.fresh = fresh
             if stage.decay != "none":
@@ -127,8 +133,11 @@ def train(
             at = method.step(objective)
             index, done = index + 1, done + 1
 
-            def snapshot(method: Method = method, index: int = index, stage: int = number, done: int = done) -> dict[str, Any]:
-                return {"index": index, "stage": stage, "done": done, "method": method.state_dict()}
+            def snapshot(
+                method: Method = method, index: int = index, stage: int = number, done: int = done, batch: Any = batch
+            ) -> dict[str, Any]:
+                kept = tensors_of(batch) if chooses else None
+                return {"index": index, "stage": stage, "done": done, "method": method.state_dict(), "batch": kept}
 
             ended = done == stage.steps or method.stalled is not None
             last = not at.finite or (ended and number == len(schedule) - 1)

@@ -22,11 +22,11 @@ def chosen(problem, monkeypatch, limit=1.0, own=None, **given):
 
     def attempt(config, make, width):
         tried.append(width)
-        return config, limit
+        return config, limit, None
 
     monkeypatch.setattr("pinnsketch.automatic._try_features", attempt)
     config = make_config({"problem": "x.py", "monitor": False, **given})
-    found, why = choose(config, lambda config: Run(problem, config, network=own), own is not None)
+    found, why, _ = choose(config, lambda config: Run(problem, config, network=own), own is not None)
     return found, why, tried
 
 
@@ -42,18 +42,34 @@ def test_a_smooth_problem_is_solved_to_nine_digits_with_nothing_said(tmp_path):
     assert methods(read_config(tmp_path / "run" / "config.yaml")) == ["features"]
 
 
+def test_features_that_were_tried_are_not_solved_for_again_and_end_where_a_run_of_them_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("pinnsketch.automatic.FEW", 100)
+    monkeypatch.setattr("pinnsketch.automatic.GOOD", 1.0)
+    given = {"problem": "x.py", "train": {"log": 1}, "points": {"test": 200}}
+    run = Run(shipped("heat"), make_config(given), tmp_path / "run")
+    solves = [step.index for step in run]
+    plain = Run(shipped("heat"), run.config)
+    assert [step.index for step in plain][-1:] == solves
+    assert [row["step"] for row in run.history] == [row["step"] for row in plain.history]
+    assert run.metrics()["note"] == plain.metrics()["note"]
+    for a, b in zip(run.trial.state_dict().values(), plain.trial.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert run.finish().outcome == "solved"
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
 @pytest.mark.parametrize(
-    ("name", "expected", "tries"),
+    ("name", "draw", "tries"),
     [
-        ("poisson_l_shape", "natural_gradient", [500, 2000]),
-        ("burgers", "dsgnar", [500]),
-        ("inverse_diffusivity", "dsgnar", [500]),
+        ("poisson_l_shape", "even", [500, 2000]),
+        ("burgers", "residual", [500]),
+        ("inverse_diffusivity", "residual", [500]),
     ],
 )
-def test_where_features_do_not_do_a_network_is_trained(name, expected, tries, monkeypatch):
+def test_where_features_do_not_do_a_network_is_trained(name, draw, tries, monkeypatch):
     found, why, tried = chosen(shipped(name), monkeypatch)
-    assert methods(found) == [expected, "polish"]
-    assert found.points.resample == 1
+    assert methods(found) == ["natural_gradient", "polish"]
+    assert (found.points.resample, found.points.draw) == (1, draw)
     assert tried == tries
     assert "linear" in why
 
@@ -92,3 +108,11 @@ def test_the_words_method_auto_and_nothing_mean_the_same():
     assert make_config({"problem": "x.py"}).train.schedule == said.train.schedule == ()
     assert said.train.seed == 2
     assert make_config(said.model_dump()) == said
+
+
+def test_a_boundary_with_more_sides_has_more_points(monkeypatch):
+    cube = Box(**dict.fromkeys("abcfg", (0, 1)))
+    terms = {"sum": Term(cube.interior, lambda u: u.aa + u.bb + u.cc + u.ff + u.gg), "sides": Term(cube.boundary, lambda u: u)}
+    found, _, _ = chosen(Problem(cube, "u", terms), monkeypatch)
+    assert (found.points.interior, found.points.boundary) == (400, 250)
+    assert chosen(shipped("poisson_l_shape"), monkeypatch)[0].points.boundary == 100

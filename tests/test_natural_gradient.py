@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import sin
+from torch import exp, sin
 
 from pinnsketch import Box, Problem, Term, laplacian
 from pinnsketch.collocation import Collocation
 from pinnsketch.config import ConfigError, make_config, validate
 from pinnsketch.image_config import ImageConfig
 from pinnsketch.library import load_problem
+from pinnsketch.methods import mueller2023_natural_gradient as natural
 from pinnsketch.methods.mueller2023_natural_gradient import FLOOR, _solver
 from pinnsketch.network import MLP
 from pinnsketch.run import Run
@@ -87,6 +88,48 @@ def test_it_reaches_six_digits_where_adam_has_one():
         errors[method] = run.task.error(run.trial)["overall"]
     assert errors["adam"] > 0.1
     assert errors["natural_gradient"] < 1e-5
+
+
+def reaction():
+    """u_t = 5 u (1 - u): where u is small at first, its Gauss-Newton directions are far too long."""
+    box = Box(x=(0, 2 * pi), t=(0, 1))
+
+    def first(x):
+        return exp(-0.5 * ((x - pi) / (pi / 4)) ** 2)
+
+    terms = {
+        "reaction": Term(box.interior, lambda u: u.t - 5 * u * (1 - u)),
+        "start": Term(box.start("t"), lambda u, x: u - first(x), weight=10.0),
+    }
+    exact = lambda x, t: first(x) * exp(5 * t) / (first(x) * exp(5 * t) + 1 - first(x))  # noqa: E731
+    return Problem(box, unknowns="u", terms=terms, exact=exact)
+
+
+@pytest.mark.parametrize("raised", [True, False])
+def test_where_steps_stay_short_damping_rises_and_without_that_nothing_is_learnt(raised, monkeypatch):
+    if not raised:
+        monkeypatch.setattr(natural, "RAISE", 1.0)
+    problem = reaction()
+    network = MLP(torch.tensor(problem.domain.bounds), width=20, depth=4, generator=torch.Generator().manual_seed(2))
+    trial, task = Trial(network), Collocation(problem, interior=200, boundary=50, seed=2)
+    lambdas = [step.state()["method"]["damping"] for step in train(trial, task, [Stage("natural_gradient", 30)], resample=1)]
+    error = task.error(trial)["overall"]
+    assert error < 0.1 if raised else error > 0.5
+    assert (max(lambdas) > 1e-5) == raised
+    assert min(lambdas) >= 1e-7
+
+
+def test_on_fixed_points_it_ends_where_no_damping_lowers_the_loss():
+    trial, _ = made()
+    box = Box(x=(0, 1), y=(0, 1))
+    terms = {"laplace": Term(box.interior, lambda u: laplacian(u)), "sides": Term(box.boundary, lambda u: u)}
+    task = Collocation(Problem(box, "u", terms), interior=30, boundary=10)
+    with torch.no_grad():
+        for p in trial.parameters():
+            p.zero_()
+    *_, last = train(trial, task, [Stage("natural_gradient", 40)])
+    assert last.index < 40
+    assert "no step along the natural gradient lowers the loss" in last.note
 
 
 def test_stopped_and_resumed_it_ends_bit_for_bit_where_it_would_have_ended():

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import chisquare, qmc
 
+from pinnsketch.blocks import draw_by_size
 from pinnsketch.geometry import Box, Disk, EmptyRegion, Polygon
 from pinnsketch.points import SAMPLERS, draw, grid
 
@@ -168,3 +170,40 @@ def test_a_region_too_thin_to_hit_is_refused_before_memory_runs_out():
         EmptyRegion, match=r"film of Box.* is too thin: \d+ of 1,0\d\d,\d\d\d proposed points lie in it, and 500 are"
     ):
         draw(thin, 500, "random")
+
+
+@pytest.mark.parametrize("power", [0, 2, 12])
+def test_points_drawn_by_size_are_all_different_and_their_mean_square_is_that_of_all_on_average(power):
+    generator = torch.Generator().manual_seed(1)
+    size = torch.rand(200, generator=generator, dtype=torch.float64) ** power
+    f, totals = torch.linspace(1, 2, 200, dtype=torch.float64), []
+    for offset in torch.rand(2000, generator=generator, dtype=torch.float64).tolist():
+        index, factor = draw_by_size(size, 50, offset)
+        assert len(index.unique()) == len(index) == 50
+        totals.append(float((factor.square() * f[index]).mean()))
+    mean, spread = torch.tensor(totals).mean(), torch.tensor(totals).std()
+    assert abs(float(mean) - float(f.mean())) < 4 * float(spread) / 2000**0.5 + 1e-6
+
+
+def test_one_point_in_two_or_more_is_drawn_where_the_size_is():
+    size = torch.zeros(400, dtype=torch.float64)
+    size[100:120] = 1.0
+    index, factor = draw_by_size(size, 100, 0.5)
+    inside = (index >= 100) & (index < 120)
+    assert int(inside.sum()) == 20
+    torch.testing.assert_close(factor[inside].square(), torch.full((20,), 100 / 400, dtype=torch.float64))
+
+
+def test_sizes_of_zero_are_drawn_evenly():
+    index, factor = draw_by_size(torch.zeros(400, dtype=torch.float64), 100, 0.3)
+    assert index.diff().unique().tolist() == [4]
+    torch.testing.assert_close(factor, torch.ones(100, dtype=torch.float64))
+
+
+def test_a_point_whose_size_is_no_number_is_drawn():
+    for value in (float("nan"), float("inf")):
+        size = torch.ones(400, dtype=torch.float64)
+        size[17] = value
+        index, factor = draw_by_size(size, 100, 0.3)
+        assert 17 in index
+        assert bool(factor.isfinite().all())

@@ -6,8 +6,11 @@ The loss is |r|^2 for residuals r `(N,)` with Jacobian J `(N, P)`. A step goes a
 
 is the Gauss-Newton direction by the Woodbury identity, with N unknowns in place of P. The acceleration a bends the path as the
 residuals are bent: `a = -1/2 J^T (K + lambda I)^-1 q`, with q the second derivative of r along p, by one more evaluation and
-the same factor. `lambda = damping |r|^2 + 1e-15 tr K`: proportional to the loss (Fan & Yuan 2005), it is large while the model
+the same factor. `lambda = c |r|^2 + 1e-15 tr K`: proportional to the loss (Fan & Yuan 2005), it is large while the model
 is far off and K of low rank, and vanishes with the loss, so that convergence stays fast.
+
+What c should be, the length eta of the last step says (Levenberg 1944, Marquardt 1963): below 1/32 of p, c is too small, and is
+multiplied by 4; from 1/4 on, c is halved, down to `damping`.
 """
 
 from __future__ import annotations
@@ -24,17 +27,19 @@ from pinnsketch.methods.flat import Flat
 from pinnsketch.methods.method import Evaluation, Objective
 from pinnsketch.methods.replayed import Replayed
 
-FLOOR, REACH, SHORTEST = 1e-15, 1e-2, 2.0**-30
+FLOOR, REACH, SHORTEST = 1e-15, 1e-2, 2.0**-10
 """The least lambda over the trace of K; the share of p that the difference quotient for q goes; the shortest step length."""
+SHORT, LONG, RAISE, LOWER, MOST = 2.0**-5, 2.0**-2, 4.0, 0.5, 1.0
+"""Steps shorter than SHORT raise lambda over the loss, up to MOST; those of LONG or more lower it."""
 
 
 class NaturalGradient:
-    """Natural gradient with `damping` lambda over the loss; points should be fresh at each step (`points: {resample: 1}`)."""
+    """Natural gradient with `damping` the least lambda over the loss; points should be fresh at each step (`resample: 1`)."""
 
     needs_residuals = True
 
     def __init__(self, parameters: Sequence[nn.Parameter], damping: float = 1e-7) -> None:
-        self._flat, self._damping = Flat(parameters), damping
+        self._flat, self._least, self._damping = Flat(parameters), damping, damping
         self._linearized, self._residuals = Replayed(_linearized), Replayed(_residuals)
         self._rows: dict[str, int] = {}
         """How many residuals each term has, in their order."""
@@ -74,9 +79,13 @@ class NaturalGradient:
             return found if isfinite(found) else inf
 
         length, best = self._search(at, loss)
-        self._stalled = not best < loss and not objective.fresh and length <= SHORTEST
+        self._stalled = not best < loss and not objective.fresh and self._damping >= MOST
         self._flat.place(start - length * p + length**2 * a if best < loss else start)
-        self._length, objective.fresh = max(length, 2.0**-10), False
+        self._length, objective.fresh = length, False
+        if length < SHORT:
+            self._damping = max(min(RAISE * self._damping, MOST), self._least)
+        elif length >= LONG:
+            self._damping = max(LOWER * self._damping, self._least)
         return Evaluation(loss, losses, True)
 
     def _search(self, at: Callable[[float], float], loss: float) -> tuple[float, float]:
@@ -92,10 +101,10 @@ class NaturalGradient:
         return length, best
 
     def state_dict(self) -> dict[str, Any]:
-        return {"length": self._length, "stalled": self._stalled}
+        return {"length": self._length, "damping": self._damping, "stalled": self._stalled}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._length, self._stalled = state["length"], state["stalled"]
+        self._length, self._damping, self._stalled = state["length"], state["damping"], state["stalled"]
 
 
 def _linearized(task: Any, model: Any, batch: Any) -> tuple[Tensor, Jacobian, Tensor]:

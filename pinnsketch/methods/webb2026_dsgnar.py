@@ -21,7 +21,7 @@ weights; the acceleration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import inf, isfinite, sqrt
 from typing import Any, NamedTuple
 
@@ -161,19 +161,18 @@ class Dsgnar:
         task, model, batch = objective.task, objective.model, objective.batch
         each = task.scaled(model, batch)
         loss = sum(float(part.square().sum()) for part in each.values())
-        few, factors = self._drawn(batch, each)
-        scale = torch.cat(list(factors.values()))
+        offsets = torch.rand(len(batch), generator=self._generator, dtype=torch.float64).tolist()
+        few = task.drawn(batch, each, [self._rows] * len(batch), offsets)
         r, jacobian = task.linearize(model, few)
-        r = r * scale
-        self._flat.scatter(2 * jacobian.transposed(r * scale))
-        parts = dict(zip(factors, r.split([len(factor) for factor in factors.values()]), strict=True))
+        self._flat.scatter(2 * jacobian.transposed(r))
+        parts = task.scaled(model, few)
         drawn = {name: float(parts[name].square().sum()) for name in task.weights}
         losses = {name: drawn[name] / weight if weight else 0.0 for name, weight in task.weights.items()}
         evaluation = Evaluation(sum(drawn.values()), losses, isfinite(loss) and isfinite(sum(drawn.values())))
         if not evaluation.finite:
             return evaluation
         bases, start = self._bases(r), self._flat.x
-        quadratic = Quadratic(jacobian.along(bases) * scale, r)
+        quadratic = Quadratic(jacobian.along(bases), r)
 
         def residuals(x: Tensor, points: Sequence[Any]) -> Tensor:
             self._flat.place(x)
@@ -189,7 +188,7 @@ class Dsgnar:
 
         def path(at: Solution) -> Callable[[float], Tensor]:
             p = lift(at.z)
-            ahead = residuals(start - REACH * p, few) * scale
+            ahead = residuals(start - REACH * p, few)
             a = lift(quadratic.bend(at, 2 / REACH * ((ahead - r) / REACH + quadratic.slope(at.z))))
             return lambda length: start - length * p + length**2 * a
 
@@ -250,31 +249,6 @@ class Dsgnar:
             i = shape.numel() // o
             found.append(Basis.random(o, i, max(1, round(self._share * o * i)), self._generator, like))
         return found
-
-    def _drawn(self, batch: Sequence[Any], each: Mapping[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
-        """Points drawn by their residuals (by term, each `(k n,)`), and by term the factor of each of their rows."""
-        blocks, factors = [], dict[str, Tensor]()
-        for block in batch:
-            n = len(block.x)
-            columns = {term: each[term].view(-1, n) for term in block.terms}
-            factor = block.x.new_ones(n)
-            if n > self._rows:
-                size = torch.cat(list(columns.values())).norm(dim=0)
-                index, factor = self._draw(size)
-                block = block.holding([tensor[index] for tensor in block.tensors])
-            blocks.append(block)
-            factors |= {term: factor.to(rows.dtype).repeat(len(rows)) for term, rows in columns.items()}
-        return tuple(blocks), factors
-
-    def _draw(self, size: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of n points with residuals of a size `(n,)`, by systematic sampling, and factors of their rows."""
-        n, m = len(size), self._rows
-        share = 0.5 / n + 0.5 * size / size.sum().clamp(min=torch.finfo(size.dtype).tiny)
-        ends = (share * m).cumsum(0)
-        places = torch.arange(m, dtype=ends.dtype) + torch.rand((), generator=self._generator, dtype=torch.float64)
-        index = torch.searchsorted(ends, places.to(ends)).clamp(max=n - 1)
-        index, count = torch.unique(index, return_counts=True)
-        return index, (count * len(index) / (m * n * share[index])).sqrt()
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,122 @@
+"""Points drawn by their residuals: spread evenly, without bias, the same when a run is resumed, for every method."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pinnsketch import Box, Problem, Term
+from pinnsketch.blocks import along_curve
+from pinnsketch.collocation import Collocation
+from pinnsketch.config import ConfigError, make_config
+from pinnsketch.network import MLP
+from pinnsketch.points import DRAWS
+from pinnsketch.train import Stage, train
+from pinnsketch.trial import Trial
+
+F64 = torch.float64
+
+
+def made(draw="residual", interior=60, width=8):
+    box = Box(x=(0, 1), y=(0, 1))
+    terms = {
+        "bump": Term(box.interior, lambda u, x, y: u.xx + u.yy - torch.exp(-100 * ((x - 0.8) ** 2 + (y - 0.2) ** 2))),
+        "sides": Term(box.boundary, lambda u: u, weight=10.0),
+    }
+    network = MLP(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), width=width, depth=2, generator=torch.Generator().manual_seed(0))
+    return Trial(network), Collocation(Problem(box, "u", terms), interior=interior, boundary=20, draw=draw)
+
+
+def test_points_that_follow_each_other_along_the_curve_fill_squares_one_after_another():
+    side = (torch.arange(8, dtype=F64) + 0.5) / 8
+    x = torch.cartesian_prod(side, side)[torch.randperm(64, generator=torch.Generator().manual_seed(0))]
+    for size, cells in ((16, 2), (4, 4)):
+        for part in x[along_curve(x)].split(size):
+            assert len((part * cells).floor().unique(dim=0)) == 1
+
+
+def test_more_points_are_drawn_where_residuals_are_large():
+    trial, task = made(interior=200)
+    with torch.no_grad():
+        for p in trial.parameters():
+            p.zero_()
+    (inside, _), centre = task.chosen(trial), torch.tensor([[0.8, 0.2]], dtype=F64)
+    near = (inside.x - centre).norm(dim=1) < 0.15
+    assert len(inside.x) == 200
+    assert int(near.sum()) > 4 * 200 * 0.07  # the share of the area
+    assert float(inside.factor[near].mean()) < 1 < float(inside.factor[~near].mean())
+
+
+def test_the_loss_at_drawn_points_is_that_at_all_on_average():
+    trial, task = made()
+    many = [task.losses(trial, task.chosen(trial, k)) for k in range(60)]
+    even = [task.losses(trial, pool(task, k)) for k in range(60)]
+    for name in task.weights:
+        a, b = (torch.stack([losses[name].detach() for losses in each]) for each in (many, even))
+        assert abs(float(a.mean() - b.mean())) < 4 * float((a - b).std()) / 60**0.5
+
+
+def pool(task, number):
+    return tuple(task._block(i, number, DRAWS["residual"]) for i in range(len(task._places)))
+
+
+def test_residuals_and_jacobian_have_the_factors_of_the_losses():
+    trial, task = made()
+    batch = task.chosen(trial)
+    r, jacobian = task.linearize(trial, batch)
+    losses = task.losses(trial, batch)
+    loss = sum(task.weights[name] * value for name, value in losses.items())
+    torch.testing.assert_close(r.square().sum(), loss.detach())
+    torch.testing.assert_close(torch.cat(list(task.scaled(trial, batch).values())), r)
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(trial.parameters()))])
+    torch.testing.assert_close(2 * jacobian.transposed(r), gradient)
+    parts = task.by_term(trial, batch, list(trial.parameters()))
+    total = torch.cat([sum(part.gradient[k] for part in parts.values()).flatten() for k in range(len(parts["sides"].gradient))])
+    torch.testing.assert_close(total, gradient)
+
+
+def test_pieces_of_a_drawn_block_add_up_to_it():
+    trial, task = made()
+    block, _ = task.chosen(trial)
+    halves = [task.losses(trial, (block.piece(a, b),))["bump"] for a, b in ((0, 25), (25, 60))]
+    torch.testing.assert_close(sum(halves), task.losses(trial, (block,))["bump"])
+
+
+def test_a_block_drawn_from_twice_has_the_product_of_factors():
+    trial, task = made(interior=200)
+    block, _ = task.chosen(trial)
+    size = torch.linspace(0, 1, 200, dtype=F64)
+    plain = replace(block, factor=None).drawn(size, 50, 0.5)
+    twice = block.drawn(size, 50, 0.5)
+    kept = [int((block.x == point).all(1).nonzero()) for point in plain.x]
+    assert torch.equal(plain.x, twice.x)
+    torch.testing.assert_close(twice.factor, plain.factor * block.factor[kept])
+
+
+def test_even_draws_are_what_they_were():
+    trial, task = made(draw="even")
+    assert not task.chooses
+    assert all(torch.equal(a.x, b.x) and b.factor is None for a, b in zip(task.batch(3), task.chosen(trial, 3), strict=True))
+
+
+@pytest.mark.parametrize(("method", "resample"), [("adam", 0), ("natural_gradient", 1), ("dsgnar", 4)])
+def test_stopped_and_resumed_it_ends_bit_for_bit_where_it_would_have_ended(method, resample):
+    def run(steps, state=None, trial=None):
+        fresh, task = made()
+        trial = trial or fresh
+        for step in train(trial, task, [Stage(method, 4), Stage(method, 20)], resample=resample, state=state):
+            if step.index == steps:
+                break
+        return trial, step.state()
+
+    whole, _ = run(9)
+    for stop in (4, 7):
+        half, state = run(stop)
+        resumed, _ = run(9, state, half)
+        for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_an_unknown_draw_is_answered_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"there is no draw 'residuals'; did you mean 'residual'\? \(known: even, residual\)"):
+        make_config({"problem": "poisson", "points": {"draw": "residuals"}})
