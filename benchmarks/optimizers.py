@@ -212,6 +212,10 @@ def one(images: str, name: str, way: str, lr: float, seed: int, budget: str, amo
     pool = [task.batch(i) for i in range(1 if way == "L-BFGS" else DRAWS)] if case.problem else []
     draw = (lambda step: pool[step % len(pool)]) if pool else task.batch
     gradient(draw(0))
+    if device == "cuda":  # libraries set up what they need at their first call
+        square = torch.eye(256, device=device, dtype=torch.float64)
+        torch.linalg.cholesky(square @ torch.linalg.eigh(square)[1])
+        torch.cuda.synchronize()
     stepper = METHODS[method](parameters, **options, **({"lr": lr} if lr else {}))
     curve, losses, due = list[tuple[int, float, float, float]](), list[float](), [2.0**-k for k in range(5, -1, -1)]
     step, spent, began = 0, 0.0, time.perf_counter()

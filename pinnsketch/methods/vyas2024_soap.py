@@ -121,13 +121,13 @@ def each(function: Callable[[dict[str, Any], Tensor], Tensor], x: Tensor, axes: 
 def adam(mean: Tensor, g: Tensor, state: dict[str, Any], step: int, group: dict[str, Any], entries: int = 0) -> Tensor:
     """Adam's change, for a mean that is corrected for its start.
 
-    Where a frame has more rows than the axis is long, `entries` of x, what is left outside may be nothing but rounding: there
-    sqrt(epsilon) of the root mean square is added to the root too, epsilon that of the dtype.
+    A frame is known to sqrt(epsilon), epsilon that of the dtype: entries smaller than that beside the root mean square may be
+    nothing but rounding. So that is added to the root too, for the `entries` of a matrix, which fewer than x has may be.
     """
     decay = group["betas"][1]
     square = second(state, "square", g, decay)
     root = (square / (1 - decay**step)).sqrt()
     floor = group["eps"]
-    if entries and g.numel() > entries:
+    if entries:
         floor = floor + torch.finfo(g.dtype).eps ** 0.5 * (root.square().sum() / entries).sqrt()
     return mean / (root + floor)
