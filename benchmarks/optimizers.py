@@ -381,6 +381,10 @@ def figure(found: Found, out: Path) -> None:
     print(f"Drawn in {out.with_suffix('.png')}")
 
 
+SECTIONS = ("seconds", "steps", "others", "goals")
+"""Names of the tables of the page."""
+
+
 def tables(result: Mapping[str, Any]) -> dict[str, str]:
     """The tables of the page, by name, from a result."""
     found = gathered(result["curves"])
@@ -417,9 +421,8 @@ def tables(result: Mapping[str, Any]) -> dict[str, str]:
 def fill(page: str, sections: Mapping[str, str]) -> str:
     """A page with each table between its two marks."""
     for name, table in sections.items():
-        page = re.sub(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda at, t=table: f"{at[1]}{t}\n{at[2]}", page, flags=re.DOTALL
-        )
+        lines = f"{table}\n" if table else ""
+        page = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", rf"\g<1>{lines}\g<2>", page, flags=re.DOTALL)
     return page
 
 

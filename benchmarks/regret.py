@@ -36,7 +36,7 @@ from harness import Row, parser, write
 from torch import Tensor
 
 RADIUS, RANKS, SEEDS, ROUNDS = 10.0, (2, 4, 8, 16), 3, 500
-RATES, DELTAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), (1e-4, 1.0, 10.0)
+RATES, DELTAS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0), (1e-4, 1.0, 10.0, 100.0)
 SKETCHED, EXACT = ("S-AdaGrad", "Ada-FD", "RFD-SON"), ("OGD", "diagonal AdaGrad", "full AdaGrad")
 GROWS = ("diagonal AdaGrad", "full AdaGrad", "S-AdaGrad")
 

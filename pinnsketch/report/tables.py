@@ -37,7 +37,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
         table.add_row("monitor", f"{metrics['monitor']['bytes']:,} bytes; {findings} findings")
     for name, axes in metrics["monitor"].get("covariance", {}).items():
         ranks, escaped = (", ".join(map(number, axes[word])) for word in ("rank", "escaped"))
-        table.add_row(f"sketches of {name}", f"rank {ranks}; escaped {escaped} of the largest eigenvalue")
+        table.add_row(f"sketches of {name}", f"rank {ranks}; escaped {escaped}")
     return table
 
 
