@@ -10,22 +10,18 @@ points. Features that hold the solution are marked `sin` (sines for a sine solut
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from importlib import import_module
 from math import inf, isfinite
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from harness import Row, parser, replace, write
+from harness import Campaign, Row, parser, wanted, write
 from torch import Tensor
 
 from pinnsketch import Box, Problem, Term
@@ -366,30 +362,16 @@ def main() -> None:
     if given.quick:
         given.seeds, given.most, given.only = 1, 5.0, "Poisson 2D: *;heat: *"
     os.environ["OMP_NUM_THREADS"] = "2"
-    known = json.loads(given.out.read_text()) if given.out.exists() else {}
-    runs: dict[str, Curve] = known.get("curves", {})
-    commands = [*known.get("commands", []), " ".join(["python", *sys.argv])]
-    each = [
-        (name, way, seed, given.device, min(case.seconds, given.most))
+    campaign = Campaign(given.out, one, given.jobs)
+    runs: dict[str, Curve] = campaign.runs
+    jobs = {
+        f"{name}: {way}, seed {seed}": (name, way, seed, given.device, min(case.seconds, given.most))
         for name, case in CASES.items()
         for way in case.ways
-        if any(fnmatchcase(f"{name}: {way}", only) for only in given.only.split(";"))
+        if wanted(f"{name}: {way}", given.only)
         for seed in range(given.seeds)
-        if f"{name}: {way}, seed {seed}" not in runs
-    ]
-    failed = []
-    with get_context("spawn").Pool(given.jobs, maxtasksperchild=1) as pool:
-        waiting = [(job, pool.apply_async(one, job)) for job in each]
-        for (name, way, seed, *_), result in waiting:
-            key = f"{name}: {way}, seed {seed}"
-            try:
-                runs[key] = result.get()
-            except Exception as error:
-                failed.append(f"{key} failed: {error}")
-                print(failed[-1], flush=True)
-                continue
-            print(f"{key}: " + " ".join(f"{t:.3g} s {e:.1e}" for t, e in runs[key]), flush=True)
-            replace(given.out, json.dumps({"commands": commands, "curves": runs}))
+    }
+    campaign.run(jobs, lambda curve: " ".join(f"{t:.3g} s {e:.1e}" for t, e in curve))
     curves: dict[str, list[Curve]] = {}
     for case, held in CASES.items():
         for way in held.ways:
@@ -397,11 +379,11 @@ def main() -> None:
             if found:
                 curves[f"{case}: {way}"] = found
     table = [row for key, found in curves.items() for row in rows(*key.split(": ", 1), found, given.device)]
-    left_out = ["all but two problems, two seeds of three, and what follows the first 5 s"] if given.quick else failed
+    left_out = ["all but two problems, two seeds of three, and what follows the first 5 s"] if given.quick else campaign.failed
     shown = {key.partition(": ")[0] for key in curves}
     tables = {name: case.make().tabulated for name, case in CASES.items() if name in shown}
     references = {name: found.error for name, found in tables.items() if found}
-    more: Any = {"left_out": left_out, "commands": commands, "references": references, "curves": runs}
+    more: Any = {"left_out": left_out, "commands": campaign.commands, "references": references, "curves": runs}
     write(given.out, table, ("torch", "numpy", "pinnsketch"), **more)
     figure(curves, given.out)
 

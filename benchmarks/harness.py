@@ -8,9 +8,11 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +108,54 @@ def write(out: Path, rows: list[Row], packages: tuple[str, ...], **more: Any) ->
     }
     replace(out, json.dumps(found, indent=1))
     print(f"Written to {out}")
+
+
+def wanted(name: str, only: str) -> bool:
+    """Whether a name fits one of the patterns with * and ? that semicolons separate."""
+    return any(fnmatchcase(name, pattern) for pattern in only.split(";"))
+
+
+@dataclass
+class Campaign:
+    """Many trainings in processes of their own, each kept in the file as it ends, so that a second call goes on from there.
+
+    Args:
+        out: the file.
+        one: makes a result of its arguments.
+        processes: at a time.
+        fresh: a new process for each.
+
+    Attributes:
+        runs: results by name.
+        commands: by which they were made.
+        failed: what went wrong, in words.
+    """
+
+    out: Path
+    one: Callable[..., Any]
+    processes: int
+    fresh: bool = True
+
+    def __post_init__(self) -> None:
+        known = json.loads(self.out.read_text()) if self.out.exists() else {}
+        self.runs: dict[str, Any] = known.get("curves", {})
+        self.commands = [*known.get("commands", []), " ".join(["python", *sys.argv])]
+        self.failed: list[str] = []
+
+    def run(self, jobs: Mapping[str, tuple[Any, ...]], say: Callable[[Any], str]) -> None:
+        """Make what is not there yet, by the arguments of each name."""
+        left = {name: job for name, job in jobs.items() if name not in self.runs}
+        if not left:
+            return
+        with get_context("spawn").Pool(self.processes, maxtasksperchild=1 if self.fresh else None) as pool:
+            waiting = [(name, pool.apply_async(self.one, job)) for name, job in left.items()]
+            for name, result in waiting:
+                try:
+                    self.runs[name] = result.get()
+                except Exception as error:
+                    self.failed.append(f"{name} failed: {error}")
+                    print(self.failed[-1], flush=True)
+                    continue
+                print(f"{name}: {say(self.runs[name])}", flush=True)
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+                replace(self.out, json.dumps({"commands": self.commands, "curves": self.runs}))

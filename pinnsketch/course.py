@@ -131,6 +131,7 @@ class Course:
         """Let the monitor take note of a step, and of its loss terms by `compare`; whether there was something to judge."""
         if self.monitor is None:
             return False
+        self.monitor.sketches = step.sketches
         self.monitor.update(step.loss, now=not step.finite)
         if compare:
             compare(self.monitor)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pinnsketch.gauges import GAUGES, ITSELF, WHOLE, Gauge, Interval, Look, Setup, chosen
+from pinnsketch.gauges.covariance import Sketches
 from pinnsketch.gauges.gauge import Activation
 from pinnsketch.gauges.memory import LongMemory
 from pinnsketch.gauges.paper import Paper
@@ -38,6 +39,7 @@ class LayerReading:
         eigenvalues, gradient_rank: certified intervals of the spectrum of its average over time (`.spectrum`).
         terms: the loss terms compared (`.terms`).
         noise: gradient noise scale over batch size, for fresh batches (`.drift`).
+        covariance: the sketches that the training method keeps of the gradient (`.covariance`).
         paper: the readings of Antil & Verma (2025), of activations (`.paper`).
     """
 
@@ -55,6 +57,7 @@ class LayerReading:
     gradient_rank: Pair | None = None
     terms: Mapping[str, Any] | None = None
     noise: float | None = None
+    covariance: Mapping[str, Any] | None = None
     paper: Mapping[str, float] | None = None
 
 
@@ -122,6 +125,7 @@ class Monitor:
         seed: of the sketches.
         graph: replay parts of a look as CUDA graphs where gradients lie in the same tensors at each look and the network is
             not large (up to a million parameters).
+        sketches: of an optimizer that keeps any, as `Sketchy(...).sketches`: they are read where they are, not made again.
 
     Raises:
         ValueError: if the network has no parameters that train, a reading is unknown, a number is out of range, or an adaptive
@@ -143,6 +147,7 @@ class Monitor:
         entries: int = 32,
         seed: int = 0,
         graph: bool = False,
+        sketches: Sketches | None = None,
     ) -> None:
         if adaptive and probe is None:
             raise ValueError("Monitor: adaptive=True chooses the rank of the activation sketches; it needs probe points.")
@@ -157,6 +162,7 @@ class Monitor:
         self._setup = Setup(
             layers=self._layers, size=size, exact=self._fold.exact, every=every, rank=rank, decay=decay, seed=seed,
             lags=tuple(lags), entries=entries, activations=None if probe is None else self._activations, quiet=self._quiet,
+            words=_words(self._network, self._layers), sketches=lambda: self.sketches,
         )  # fmt: skip
         self._gauges: dict[str, Gauge] = {name: GAUGES[name](self._setup) for name in names if name != "terms"}
         self._terms = Terms(self._setup)
@@ -171,6 +177,7 @@ class Monitor:
         self._last = self._setup.zeros(3, rows)
         """The last look: norm of the gradient, length of the update, length of the weights."""
         self._non_finite = self._setup.zeros(rows, dtype=torch.int64)
+        self.sketches = sketches
         self.updates = 0
         self.looked = False
         """Whether the last update was looked at."""
@@ -416,6 +423,12 @@ def _layers(network: nn.Module) -> Iterator[tuple[str, list[nn.Parameter]]]:
         seen.update(map(id, own))
         if own:
             yield _plain_name(name) or itself, own
+
+
+def _words(network: nn.Module, layers: Mapping[str, Sequence[nn.Parameter]]) -> dict[str, list[str]]:
+    """The names of the parameters of each layer, as they are called there."""
+    last = {id(p): name.rpartition(".")[2] for name, p in network.named_parameters()}
+    return {name: [last[id(p)] for p in parameters] for name, parameters in layers.items()}
 
 
 def _plain_name(name: str) -> str:

@@ -32,6 +32,7 @@ LEFT = (
     "gradients.png",
     "terms.png",
     "similarity.png",
+    "covariance.png",
     "training.png",
 )
 """The files that a run leaves."""

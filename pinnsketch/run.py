@@ -245,7 +245,7 @@ class Run(Running):
             "relative_l2": self.task.error(self.trial),
             "reference_error": self.problem.tabulated.error if self.problem.tabulated else None,
             "unknowns": {name: self._estimate(name, value) for name, value in self.trial.values().items()},
-            "monitor": {**found["monitor"], **self._similarity()},
+            "monitor": {**found["monitor"], **self._similarity(), **self._covariance()},
         }
 
     def _similarity(self) -> dict[str, Any]:
@@ -255,6 +255,14 @@ class Run(Running):
         updates, cosines, half = found
         rows = [[round(value, 3) for value in row] for row in cosines.tolist()]
         return {"similarity": {"updates": updates, "cosines": rows, "half_width": half}}
+
+    def _covariance(self) -> dict[str, Any]:
+        """The sketches that the method keeps, by parameter, as they were when last recorded."""
+        layers = (self.history[-1].get("layers") or {}) if self.history else {}
+        kept = {name: layer["covariance"] for name, layer in layers.items() if layer.get("covariance")}
+        return (
+            {"covariance": {f"{name}.{word}": axes for name, own in kept.items() for word, axes in own.items()}} if kept else {}
+        )
 
     def _estimate(self, name: str, value: float) -> dict[str, float | None]:
         exact = self.problem.coefficients[name].exact

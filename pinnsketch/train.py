@@ -75,6 +75,7 @@ class Step:
         note: why the method can go no further, or None.
         last: whether the schedule ends with this step.
         state: gives everything the remaining steps depend on, but for the model itself.
+        sketches: gives those that the method keeps of a parameter's gradient, or None.
     """
 
     index: int
@@ -85,6 +86,7 @@ class Step:
     note: str | None
     last: bool
     state: Callable[[], dict[str, Any]]
+    sketches: Callable[[nn.Parameter], Any] | None = None
 
 
 def train(
@@ -141,7 +143,8 @@ def train(
 
             ended = done == stage.steps or method.stalled is not None
             last = not at.finite or (ended and number == len(schedule) - 1)
-            yield Step(index, stage.method, at.loss, at.losses, at.finite, method.stalled, last, snapshot)
+            kept = getattr(method, "sketches", None)
+            yield Step(index, stage.method, at.loss, at.losses, at.finite, method.stalled, last, snapshot, kept)
             if not at.finite:
                 return
         done = 0

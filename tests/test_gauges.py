@@ -879,3 +879,89 @@ def test_only_what_was_asked_for_is_read():
         layer = monitor.read().as_dict()["layers"]["0"]
         assert set(layer) == {"gradient_norm", "update_ratio", "non_finite", *fields[name]}
         assert monitor.similarity() is None
+
+
+# --- covariance ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", [0.9, 1.0])
+@pytest.mark.parametrize("soap", [False, True], ids=["sketchy", "sketchy_soap"])
+def test_the_sketch_of_the_optimizer_is_read_and_holds_the_eigenvalues_of_the_covariance(soap, decay):
+    from pinnsketch import Sketchy, SketchySOAP
+
+    if soap and decay == 1.0:
+        decay = 0.99
+    network = tanh_net(7, 9, 8)
+    optimizer = (SketchySOAP if soap else Sketchy)(network.parameters(), rank=3, betas=(0.9, decay), every=1, lr=1e-3)
+    monitor = Monitor(network, readings=["covariance"], every=1, sketches=optimizer.sketches)
+    bare = Monitor(network, readings="none", every=1)
+    slow = {p: [torch.zeros(n, n, dtype=F64) for n in p.shape] for p in network.parameters()}
+    for step in range(12):
+        give(network, randn(sum(p.numel() for p in network.parameters()), seed=step))
+        for p, kept in slow.items():
+            for a, c in enumerate(kept):
+                g = p.grad.movedim(a, 0).reshape(len(c), -1)
+                c.mul_(decay).add_(g @ g.T)
+        optimizer.step()
+        monitor.update()
+    weight = sum(decay**j for j in range(12))
+    reading = monitor.read()
+    assert monitor.bytes == bare.bytes
+    for name, layer in (("0", network[0]), ("2", network[2])):
+        found = reading.layers[name].covariance
+        assert list(found) == (["weight"] if soap else ["weight", "bias"])
+        for word, axes in found.items():
+            for c, rank, pairs, escaped, outside in zip(slow[getattr(layer, word)], *axes.values(), strict=True):
+                true = torch.linalg.eigvalsh(c).flip(0) / weight
+                assert rank == min(3, len(c))
+                assert all(low <= value <= high for (low, high), value in zip(pairs, true.tolist(), strict=False))
+                assert 0 < escaped < 1
+                kept = optimizer.sketches(getattr(layer, word))[0]
+                b = next(s.b for s in kept if s.dimension == len(c) and abs(float(s.trace) - float(c.trace())) < 1e-6)
+                assert outside == pytest.approx(1 - float(b.square().sum() / c.trace()), rel=1e-6)
+
+
+def test_a_method_without_sketches_has_no_covariance_to_read_and_reading_makes_no_state():
+    from pinnsketch import Sketchy
+
+    network = tanh_net(3, 4, 2)
+    optimizer = Sketchy(network.parameters())
+    monitor = Monitor(network, every=1, sketches=optimizer.sketches)
+    give(network, randn(26))
+    monitor.update()
+    assert monitor.read().layers["0"].covariance is None
+    assert not optimizer.state
+    monitor.sketches = None
+    assert monitor.read().layers["0"].covariance is None
+
+
+@pytest.mark.parametrize("method", ["sketchy", "sketchy_soap"])
+def test_a_run_reads_the_sketches_of_its_method_and_is_not_changed_by_that(method, tmp_path):
+    from pinnsketch.config import make_config
+    from pinnsketch.library import find_problem, load_problem
+    from pinnsketch.report.figures import covariance_figure
+    from pinnsketch.report.tables import metrics_table
+    from pinnsketch.run import Run
+
+    def made(monitor):
+        points = {"interior": 20, "boundary": 8, "test": 20}
+        train = {"method": method, "steps": 8, "log": 2, "rank": 4}
+        given = {
+            "problem": "poisson",
+            "points": points,
+            "train": train,
+            "monitor": monitor,
+            "network": {"width": 8, "depth": 2},
+        }
+        run = Run(load_problem(find_problem("poisson", tmp_path)), make_config(given))
+        list(run)
+        return run, run.finish()
+
+    (watched, solution), (bare, _) = made({"every": 1}), made(False)
+    assert all(torch.equal(a, b) for a, b in zip(watched.trial.parameters(), bare.trial.parameters(), strict=True))
+    rows = [row["layers"]["layers.1"]["covariance"]["weight"] for row in watched.history]
+    assert all(row["rank"] == [4, 4] for row in rows)
+    assert covariance_figure(solution) is not None
+    labels = list(metrics_table(solution.metrics).columns[0].cells)
+    assert "sketches of layers.1.weight" in labels
+    assert covariance_figure(bare.finish()) is None

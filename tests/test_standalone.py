@@ -453,7 +453,7 @@ WITHOUT = "Monitor: the network has no parameters that train; there is nothing t
 LOSS = "Monitor: an adaptive rank follows the loss; give it, as in monitor.update\\(loss\\)"
 NEEDS = "Monitor: adaptive=True chooses the rank of the activation sketches; it needs probe points"
 WORD = "Monitor: readings must be default, full, none or a list of drift, memory, units, .*; got 'all'"
-NAME = "Monitor: there is no reading 'drif'; the readings are drift, memory, units, stable_rank, spectrum, paper, terms"
+NAME = "there is no reading 'drif'; the readings are drift, memory, units, stable_rank, spectrum, covariance, paper, terms"
 REFUSED = {
     "nothing trains": (WITHOUT, lambda: Monitor(nn.Tanh())),
     "all is frozen": (WITHOUT, lambda: Monitor(nn.Linear(2, 1).requires_grad_(False))),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from pinnsketch.gauges.covariance import Covariance
 from pinnsketch.gauges.drift import Drift
 from pinnsketch.gauges.gauge import ITSELF, WHOLE, Gauge, Interval, Look, Setup
 from pinnsketch.gauges.memory import LongMemory
@@ -15,9 +16,10 @@ GAUGES: dict[str, Callable[[Setup], Gauge]] = {
     "units": Units,
     "stable_rank": StableRank,
     "spectrum": Spectrum,
+    "covariance": Covariance,
     "paper": Paper,
 }
-DEFAULT = ("drift", "memory", "units", "terms")
+DEFAULT = ("drift", "memory", "units", "covariance", "terms")
 """What a monitor reads unless told otherwise; `terms` is fed by the training loop, not by a look."""
 NAMES = (*GAUGES, "terms")
 

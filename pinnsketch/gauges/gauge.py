@@ -47,6 +47,8 @@ class Setup:
         entries: what the long memory holds.
         activations: gives those at the probe points, inside `quiet`; None without probe points.
         quiet: the network in evaluation mode, and random numbers as they were afterwards.
+        words: of each layer, the names of its parameters.
+        sketches: gives what the training method keeps of a parameter's gradient, or None (`pinnsketch.gauges.covariance`).
     """
 
     layers: Mapping[str, Sequence[nn.Parameter]]
@@ -60,6 +62,8 @@ class Setup:
     entries: int
     activations: Callable[[], dict[str, Activation]] | None
     quiet: Callable[[], AbstractContextManager[None]]
+    words: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    sketches: Callable[[], Any] = lambda: None
 
     @property
     def like(self) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pinnsketch.methods.kronecker import Graft, check, preconditioned, stepped
+from pinnsketch.methods.kronecker import Graft, checked, preconditioned, stepped
 from pinnsketch.methods.vyas2024_soap import rotated
 from pinnsketch.sketch import FrequentDirections
 
@@ -58,9 +58,10 @@ class Sketchy(Optimizer):
         block: int = 1024,
         weight_decay: float = 0.0,
     ) -> None:
-        check(lr, betas, graft=graft, rank=1 if rank == "auto" else rank, eps=eps, every=every, block=block)
-        given = {"lr": lr, "rank": rank, "betas": betas, "eps": eps, "every": every, "graft": graft, "block": block}
-        super().__init__(params, {**given, "weight_decay": weight_decay})
+        super().__init__(
+            params,
+            checked(lr=lr, rank=rank, betas=betas, eps=eps, every=every, graft=graft, block=block, weight_decay=weight_decay),
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -69,8 +70,8 @@ class Sketchy(Optimizer):
 
     def sketches(self, parameter: Tensor) -> list[list[FrequentDirections]]:
         """Of each block of a parameter, the sketch of each axis: its readings have bounds (`eigenvalues`, `stable_rank`)."""
-        decay = next(g["betas"][1] for g in self.param_groups if any(p is parameter for p in g["params"]))
-        return [[read(state, decay) for state in axes] for axes in self.state[parameter].get("axes", [])]
+        decay, parts = decay_of(self, parameter), self.state.get(parameter, {}).get("axes", [])
+        return [[read(axis, decay) for axis in axes] for axes in parts]
 
 
 class Sketched:
@@ -123,14 +124,20 @@ class SketchySOAP(Optimizer):
         block: int = 1024,
         weight_decay: float = 0.0,
     ) -> None:
-        check(lr, betas, 1.0, rank=1 if rank == "auto" else rank, eps=eps, every=every, block=block)
-        given = {"lr": lr, "rank": rank, "betas": betas, "eps": eps, "every": every, "block": block}
-        super().__init__(params, {**given, "weight_decay": weight_decay})
+        super().__init__(
+            params,
+            checked(1.0, lr=lr, rank=rank, betas=betas, eps=eps, every=every, block=block, weight_decay=weight_decay),
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. `closure` evaluates the loss and its gradient anew; its value is returned."""
         return stepped(self, closure, partial(rotated, TightFrame()))
+
+    def sketches(self, parameter: Tensor) -> list[list[FrequentDirections]]:
+        """Of each block of a parameter, the sketch of each axis; none of a vector, which has Adam."""
+        decay, parts = decay_of(self, parameter), self.state.get(parameter, {}).get("parts", [])
+        return [[read(whole(axis), decay) for axis in part["axes"]] for part in parts]
 
 
 class TightFrame:
@@ -145,8 +152,7 @@ class TightFrame:
         Without that, a direction that leaves U meets second moments that never saw it, and moves by up to
         (1 - betas[1])^(-1/2) times as much as by Adam.
         """
-        old = state.pop("u")
-        sketch = {"b": old * state.pop("e"), **state}
+        old, sketch = state["u"], whole(state)
         take(sketch, g, group)
         state.update(split(sketch))
         new = state["u"]
@@ -215,6 +221,16 @@ def split(sketch: dict[str, Any]) -> dict[str, Any]:
     return {"u": u, "e": r.diagonal().clone(), **{name: value for name, value in sketch.items() if name != "b"}}
 
 
+def whole(state: dict[str, Any]) -> dict[str, Any]:
+    """A state with B in place of U and e."""
+    return {"b": state["u"] * state["e"], **{name: value for name, value in state.items() if name not in ("u", "e")}}
+
+
+def decay_of(optimizer: Optimizer, parameter: Tensor) -> float:
+    """Of the covariance of a parameter's gradient."""
+    return next(g["betas"][1] for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+
+
 def read(state: dict[str, Any], decay: float) -> FrequentDirections:
     """The sketch in a state."""
     b = state["b"]
@@ -225,4 +241,5 @@ def read(state: dict[str, Any], decay: float) -> FrequentDirections:
 
 
 def written(sketch: FrequentDirections) -> dict[str, Any]:
-    return {name: value if name == "b" else float(value) for name, value in sketch.state_dict().items()}
+    names, numbers = zip(*((name, value) for name, value in sketch.state_dict().items() if name != "b"), strict=True)
+    return {"b": sketch.b, **dict(zip(names, torch.stack(numbers).tolist(), strict=True))}

@@ -53,6 +53,11 @@ class FirstOrder:
             else:
                 group["lr"] = self._lr * factor
 
+    @property
+    def sketches(self) -> Callable[[nn.Parameter], Any] | None:
+        """What the optimizer keeps of a parameter's gradient, where it keeps sketches."""
+        return getattr(self._optimizer, "sketches", None)
+
     def state_dict(self) -> dict[str, Any]:
         return self._optimizer.state_dict()
 
@@ -73,6 +78,7 @@ def method_of(optimizer: Callable[..., Optimizer]) -> type[Method]:
             lr = options.pop("lr", signature(optimizer).parameters["lr"].default)
             make = partial(optimizer, parameters, **options)
             self._inside = FirstOrder(lambda size: make(lr=size), parameters, lr, same=False)
+            self.sketches = self._inside.sketches
 
         def step(self, objective: Objective) -> Evaluation:
             return self._inside.step(objective)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pinnsketch.methods.kronecker import Graft, check, preconditioned, stepped
+from pinnsketch.methods.kronecker import Graft, checked, preconditioned, stepped
+from pinnsketch.sketch.symmetric import eigh
 
 
 class Shampoo(Optimizer):
@@ -38,9 +39,10 @@ class Shampoo(Optimizer):
         block: int = 1024,
         weight_decay: float = 0.0,
     ) -> None:
-        check(lr, betas, graft=graft, eps=eps, every=every, block=block)
-        given = {"lr": lr, "betas": betas, "eps": eps, "every": every, "graft": graft, "block": block}
-        super().__init__(params, {**given, "weight_decay": weight_decay})
+        super().__init__(
+            params,
+            checked(lr=lr, betas=betas, eps=eps, every=every, graft=graft, block=block, weight_decay=weight_decay),
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -58,7 +60,7 @@ class Whole:
         decay = group["betas"][1]
         state["covariance"].mul_(decay).addmm_(g, g.T)
         state["weight"] = decay * state["weight"] + 1 if decay < 1 else 1.0
-        values, vectors = torch.linalg.eigh(state["covariance"].double() / state["weight"])
+        values, vectors = eigh(state["covariance"].double() / state["weight"])
         values = values.clamp(min=0) + (group["eps"] * values[-1]).clamp(min=torch.finfo(values.dtype).tiny)
         state["root"] = (vectors * values**power @ vectors.T).to(g.dtype)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pinnsketch.methods.kronecker import averaged, check, second, stepped
+from pinnsketch.methods.kronecker import averaged, checked, second, stepped
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """The coefficients of the odd polynomial that sends singular values in (0, 1] close to 1."""
@@ -40,11 +40,10 @@ class Muon(Optimizer):
         turns: int = 5,
         weight_decay: float = 0.0,
     ) -> None:
-        check(lr, betas, 1.0, turns=turns)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"Expected momentum in [0, 1); got {momentum}.")
-        given = {"lr": lr, "momentum": momentum, "betas": betas, "turns": turns, "weight_decay": weight_decay}
-        super().__init__(params, given)
+        super().__init__(
+            params,
+            checked(1.0, lr=lr, momentum=momentum, betas=betas, turns=turns, weight_decay=weight_decay),
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -39,20 +39,27 @@ class Axis(Protocol):
         ...
 
 
-def check(lr: float, betas: tuple[float, float], limit: float = inf, graft: str = "none", **positive: float) -> None:
-    """Refuse what no step size, decay or count can be; `limit`: what the second decay must be below, if 1 is no sum there.
+def checked(limit: float = inf, **options: Any) -> dict[str, Any]:
+    """Options of an optimizer, each in its range; `limit`: what the second decay must be below, if 1 is no sum there.
 
     Raises:
         ValueError: saying what was expected and what came.
     """
+    lr, betas = options["lr"], options["betas"]
     if not (lr >= 0 and 0 <= betas[0] < 1 and 0 < betas[1] <= 1 and betas[1] < limit):
         last = "(0, 1]" if limit > 1 else "(0, 1)"
         raise ValueError(f"Expected lr >= 0 and betas in [0, 1) and {last}; got lr={lr}, betas={betas}.")
-    if graft not in get_args(Graft):
-        raise ValueError(f"Expected graft none, sgd, adam or rmsprop; got {graft!r}.")
-    for name, value in positive.items():
-        if not value > 0:
+    if not 0 <= options.get("momentum", 0.0) < 1:
+        raise ValueError(f"Expected momentum in [0, 1); got {options['momentum']}.")
+    if options["weight_decay"] < 0:
+        raise ValueError(f"Expected weight_decay >= 0; got {options['weight_decay']}.")
+    if options.get("graft", "none") not in get_args(Graft):
+        raise ValueError(f"Expected graft none, sgd, adam or rmsprop; got {options['graft']!r}.")
+    for name in ("rank", "eps", "every", "block", "turns"):
+        value = options.get(name, 1)
+        if value != "auto" and not value > 0:
             raise ValueError(f"Expected {name} above 0; got {value}.")
+    return options
 
 
 def stepped(
@@ -66,14 +73,15 @@ def stepped(
         with torch.enable_grad():
             loss = closure()
     for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.grad is None:
-                continue
+        trained = [p for p in group["params"] if p.grad is not None]
+        for p in trained:
             if p.grad.is_sparse or p.is_complex():
                 raise ValueError(f"{type(optimizer).__name__} takes dense real gradients; got {p.grad.layout}, {p.dtype}.")
-            size = float(group["lr"])
-            change = update(p.grad, optimizer.state[p], group)
-            p.mul_(1 - size * group["weight_decay"]).add_(change, alpha=-size)
+        size = float(group["lr"])
+        changes = [update(p.grad, optimizer.state[p], group) for p in trained]
+        if trained:
+            torch._foreach_mul_(trained, 1 - size * group["weight_decay"])
+            torch._foreach_add_(trained, changes, alpha=-size)
     return loss
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pinnsketch.methods.kronecker import averaged, blocks, check, fold, proper, second, stepped, unfold
+from pinnsketch.methods.kronecker import averaged, blocks, checked, fold, proper, second, stepped, unfold
+from pinnsketch.sketch.symmetric import eigh
 
 
 class SOAP(Optimizer):
@@ -41,9 +42,10 @@ class SOAP(Optimizer):
         block: int = 1024,
         weight_decay: float = 0.0,
     ) -> None:
-        check(lr, betas, 1.0, eps=eps, every=every, block=block)
-        given = {"lr": lr, "betas": betas, "eps": eps, "every": every, "block": block}
-        super().__init__(params, {**given, "weight_decay": weight_decay})
+        super().__init__(
+            params,
+            checked(1.0, lr=lr, betas=betas, eps=eps, every=every, block=block, weight_decay=weight_decay),
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -77,7 +79,7 @@ class Basis:
 
     def update(self, state: dict[str, Any], g: Tensor, group: dict[str, Any]) -> None:
         state["covariance"].mul_(group["betas"][1]).addmm_(g, g.T)
-        state["vectors"] = torch.linalg.eigh(state["covariance"].double())[1].flip(1).to(g.dtype)
+        state["vectors"] = eigh(state["covariance"].double())[1].flip(1).to(g.dtype)
 
     def analyse(self, state: dict[str, Any], x: Tensor) -> Tensor:
         return state["vectors"].T @ x
@@ -119,13 +121,13 @@ def each(function: Callable[[dict[str, Any], Tensor], Tensor], x: Tensor, axes: 
 def adam(mean: Tensor, g: Tensor, state: dict[str, Any], step: int, group: dict[str, Any], entries: int = 0) -> Tensor:
     """Adam's change, for a mean that is corrected for its start.
 
-    Where a frame has more rows than the axis is long, `entries` of x, what is left outside may be nothing but rounding: there
-    sqrt(epsilon) of the root mean square is added to the root too, epsilon that of the dtype.
+    A frame is known to sqrt(epsilon), epsilon that of the dtype: entries smaller than that beside the root mean square may be
+    nothing but rounding. So that is added to the root too, for the `entries` of a matrix, which fewer than x has may be.
     """
     decay = group["betas"][1]
     square = second(state, "square", g, decay)
     root = (square / (1 - decay**step)).sqrt()
     floor = group["eps"]
-    if entries and g.numel() > entries:
+    if entries:
         floor = floor + torch.finfo(g.dtype).eps ** 0.5 * (root.square().sum() / entries).sqrt()
     return mean / (root + floor)

@@ -25,7 +25,7 @@ WORDS = {"x": "x", "y": "y", "z": "z", "t": "time t"}
 
 def write_figures(solution: Solution, folder: Path) -> None:
     """A file for each figure, solution.png first, those for which there is something to show."""
-    for make in (solution_figure, losses_figure, gradients_figure, terms_figure, similarity_figure):
+    for make in (solution_figure, losses_figure, gradients_figure, terms_figure, similarity_figure, covariance_figure):
         figure = make(solution)
         if figure is not None:
             checkpoint.write(
@@ -207,6 +207,30 @@ def similarity_figure(solution: Solution) -> Figure | None:
     axes.set_yticks(ticks, [str(found["updates"][i]) for i in ticks], fontsize=8)
     axes.set(xlabel="training step", ylabel="training step")
     figure.colorbar(image, label=f"cosine of the gradients, from sketches (+- {found['half_width']:.2f} at 0)")
+    return figure
+
+
+def covariance_figure(solution: Solution) -> Figure | None:
+    """Of the sketches that the method keeps: the largest eigenvalue of each, as an interval, and what escaped of it."""
+    history = [row for row in solution.history if any(layer.get("covariance") for layer in (row.get("layers") or {}).values())]
+    if not history:
+        return None
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    layers = list(history[0]["layers"])
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
+    for layer, colour in zip(layers, colours, strict=True):
+        rows = [(row["step"], row["layers"][layer]["covariance"]) for row in history if row["layers"][layer].get("covariance")]
+        for word in dict.fromkeys(word for _, kept in rows for word in kept):
+            steps, axes = zip(*((step, kept[word]) for step, kept in rows if word in kept), strict=True)
+            low, high = np.array([found["eigenvalues"][0][0] for found in axes], dtype=float).T
+            top.fill_between(steps, low, high, color=colour, alpha=0.3)
+            top.plot(steps, high, "-" if word == "weight" else ":", color=colour, lw=1, label=f"{layer}.{word}")
+            bottom.plot(steps, [max(found["escaped"]) for found in axes], "-" if word == "weight" else ":", color=colour, lw=1)
+    top.set(yscale=_scale(top), ylabel="largest eigenvalue of the\ngradient's covariance, certified")
+    bottom.set(yscale=_scale(bottom), ylabel="escaped mass over it,\nthe worst axis", xlabel="training step")
+    _stages(top, solution.history)
+    top.legend(fontsize=7, ncols=4)
     return figure
 
 

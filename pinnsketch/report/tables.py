@@ -38,6 +38,9 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     if metrics["monitor"]["bytes"]:
         findings = len(metrics["monitor"]["findings"]) or "no"
         table.add_row("monitor", f"{metrics['monitor']['bytes']:,} bytes; {findings} findings")
+    for name, axes in metrics["monitor"].get("covariance", {}).items():
+        ranks, escaped = (", ".join(map(number, axes[word])) for word in ("rank", "escaped"))
+        table.add_row(f"sketches of {name}", f"rank {ranks}; escaped {escaped}")
     return table
 
 

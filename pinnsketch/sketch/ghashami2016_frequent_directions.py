@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pinnsketch.sketch.symmetric import eigh
+
 Interval = tuple[float, float]
 NUMBERS = ("escaped", "trace", "weight", "rounding")
 
@@ -28,7 +30,7 @@ def shrink(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
     is diagonalised; from the second, `B = M W_l diag(sqrt((s_i^2 - rho) / s_i^2))`, which is safe as s_i goes to 0.
     """
     wide = matrix.shape[0] <= matrix.shape[1]
-    values, vectors = torch.linalg.eigh(matrix @ matrix.T if wide else matrix.T @ matrix)
+    values, vectors = eigh(matrix @ matrix.T if wide else matrix.T @ matrix)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)[:, :size]  # descending
     rho = values[size] if len(values) > size else values.new_zeros(())
     kept = (values[:size] - rho).clamp(min=0)
