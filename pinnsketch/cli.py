@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+TEMPLATES = Path(__file__).parent / "templates"
 SOLVED, WRONG_INPUT, NON_FINITE, INTERRUPTED = 0, 2, 3, 130
 
 app = typer.Typer(
@@ -243,11 +244,9 @@ def check(
 @new.command("problem")
 def new_problem(name: Annotated[str, typer.Argument(help="A name that Python allows, such as my_problem.")]) -> None:
     """Write NAME.py and NAME.yaml, a problem that works, to change into yours."""
-    from pinnsketch.library import HERE
-
     if not name.isidentifier() or iskeyword(name):
         _leave(f"{name!r} is no name that Python allows; use letters, digits and _, as in my_problem.", WRONG_INPUT)
-    files = {Path(f"{name}.{end}"): (HERE / "templates" / f"problem.{end}").read_text() for end in ("py", "yaml")}
+    files = {Path(f"{name}.{end}"): (TEMPLATES / f"problem.{end}").read_text() for end in ("py", "yaml")}
     for path in files:
         if path.exists():
             _leave(f"{path} exists already; choose another name.", WRONG_INPUT)

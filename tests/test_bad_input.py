@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,9 +45,13 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def write(residual=GOOD, terms="", more=""):
+def problem_text(residual=GOOD, terms="", more=""):
     """A problem file with this residual, these further terms, and these further arguments of Problem."""
-    Path("p.py").write_text(PROBLEM.replace("@", residual).replace("%", terms).replace("&", more))
+    return PROBLEM.replace("@", residual).replace("%", terms).replace("&", more)
+
+
+def write(*given, **more):
+    Path("p.py").write_text(problem_text(*given, **more))
 
 
 def refused(*words):
@@ -131,9 +136,7 @@ def test_a_term_that_cannot_hold_is_refused(terms, text):
 
 
 def test_a_domain_without_points_is_refused():
-    Path("p.py").write_text(PROBLEM.replace("D = Box(x=(0, 1), y=(0, 1))", "D = Disk() - Disk(radius=2)").replace("@", GOOD))
-    text = Path("p.py").read_text().replace("%", "").replace("&", "")
-    Path("p.py").write_text(text)
+    Path("p.py").write_text(problem_text().replace("D = Box(x=(0, 1), y=(0, 1))", "D = Disk() - Disk(radius=2)"))
     assert re.search(r"interior of .*Disk.* is empty: none of 1,048,576 proposed points lies in it", refused("solve", "c.yaml"))
 
 
@@ -320,15 +323,25 @@ def test_a_comparison_that_goes_non_finite_ends_with_3():
     assert '"identical": true' in ended.out
 
 
-@pytest.fixture
-def interrupted(here):
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
     """A run folder stopped after 7 of 10 steps, with its last checkpoint there."""
-    run = Run(load_problem(here / "p.py"), read_config(Path("c.yaml")), here / "r", source=here / "p.py")
+    folder = tmp_path_factory.mktemp("stopped")
+    problem, config = folder / "p.py", folder / "c.yaml"
+    problem.write_text(problem_text())
+    config.write_text(CONFIG)
+    run = Run(load_problem(problem), read_config(config), folder / "r", source=problem)
     for step in run:
         if step.index == 7:
             break
     run.finish(interrupted=True)
-    return Path("r")
+    return folder / "r"
+
+
+@pytest.fixture
+def interrupted(stopped, here):
+    """A copy of it, to damage."""
+    return Path(shutil.copytree(stopped, "r"))
 
 
 def test_resume_goes_on_to_the_end(interrupted):
