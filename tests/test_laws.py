@@ -36,7 +36,7 @@ TIERS = [
     {"automatic"},
     {"library", "solution", "watch", "blackbox"},
     {"origin"},
-    {"report", "check", "record"},
+    {"report", "check", "record", "display"},
     {"workplace"},
     {"course"},
     {"run", "solve", "image_run", "image_compare", "replay"},
