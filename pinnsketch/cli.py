@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+TEMPLATES = Path(__file__).parent / "templates"
 SOLVED, WRONG_INPUT, NON_FINITE, INTERRUPTED = 0, 2, 3, 130
 
 app = typer.Typer(
@@ -163,6 +162,7 @@ def _target(first: str, out: Path | None, overwrite: bool) -> Path:
 
 
 def _compare_monitor(config: str, place: Callable[[], Path], as_json: bool) -> None:
+    from pinnsketch.display import Display
     from pinnsketch.library import find_config, find_problem, load_problem
     from pinnsketch.record import plain
     from pinnsketch.report.tables import comparison_table
@@ -172,7 +172,7 @@ def _compare_monitor(config: str, place: Callable[[], Path], as_json: bool) -> N
     settings, folder = find_config(config)
     comparison = Comparison(load_problem(find_problem(settings.problem, folder), settings.parameters), settings)
     target = place()  # only now: what cannot be compared leaves no folder
-    with interruptible() as asked, _Display(comparison.watched.total, quiet=as_json) as display:
+    with interruptible() as asked, Display(comparison.watched.total, quiet=as_json) as display:
         for steps in comparison:
             display.update(steps, comparison.watched)
             if asked:
@@ -189,6 +189,7 @@ def _compare_monitor(config: str, place: Callable[[], Path], as_json: bool) -> N
 def _compare_backward(
     config: str, methods: str | None, seeds: int, epochs: int | None, place: Callable[[], Path], as_json: bool
 ) -> None:
+    from pinnsketch.display import Display
     from pinnsketch.image_compare import METHODS, ImageComparison, write_comparison
     from pinnsketch.library import find_image_config
     from pinnsketch.record import plain
@@ -200,7 +201,7 @@ def _compare_backward(
     words = [word.strip() for word in methods.split(",")] if methods is not None else METHODS
     comparison = ImageComparison(settings, words, seeds)
     target = place()
-    with interruptible() as asked, _Display(comparison.total, quiet=as_json, measure="test error") as display:
+    with interruptible() as asked, Display(comparison.total, quiet=as_json, measure="test error") as display:
         for run, step in comparison:
             display.update(comparison.done + step.index, run, step)
             if asked:
@@ -243,11 +244,9 @@ def check(
 @new.command("problem")
 def new_problem(name: Annotated[str, typer.Argument(help="A name that Python allows, such as my_problem.")]) -> None:
     """Write NAME.py and NAME.yaml, a problem that works, to change into yours."""
-    from pinnsketch.library import HERE
-
     if not name.isidentifier() or iskeyword(name):
         _leave(f"{name!r} is no name that Python allows; use letters, digits and _, as in my_problem.", WRONG_INPUT)
-    files = {Path(f"{name}.{end}"): (HERE / "templates" / f"problem.{end}").read_text() for end in ("py", "yaml")}
+    files = {Path(f"{name}.{end}"): (TEMPLATES / f"problem.{end}").read_text() for end in ("py", "yaml")}
     for path in files:
         if path.exists():
             _leave(f"{path} exists already; choose another name.", WRONG_INPUT)
@@ -260,6 +259,7 @@ def new_problem(name: Annotated[str, typer.Argument(help="A name that Python all
 
 def _finish(run: Any, as_json: bool) -> None:
     """Train a run to its end, or to Ctrl-C, and say what came of it."""
+    from pinnsketch.display import Display
     from pinnsketch.image_run import ImageRun
     from pinnsketch.record import plain
     from pinnsketch.report.tables import image_table, metrics_table
@@ -271,7 +271,7 @@ def _finish(run: Any, as_json: bool) -> None:
     for warning in run.warnings:
         _say(f"[yellow]Warning:[/] {escape(warning)}")
     with interruptible() as asked:
-        with _Display(run.total, quiet=as_json, measure=measure) as display:
+        with Display(run.total, quiet=as_json, measure=measure) as display:
             for step in run:
                 display.update(step.index, run, step)
                 if asked:
@@ -300,47 +300,6 @@ def _non_finite(run: Any) -> str:
         why = f"{origin.sentence[0].upper()}{origin.sentence[1:]} {origin.advice}"
     more = f" Look closer with: pinnsketch replay {run.folder}" if (run.folder / "blackbox.pt").is_file() else ""
     return f"Training went non-finite at step {step}; the parameters before it are kept in {run.folder}/model.pt. {why}{more}"
-
-
-class _Display:
-    """Progress on a terminal: losses by term, error, speed, time left. Silent elsewhere."""
-
-    def __init__(self, total: int, quiet: bool, measure: str = "relative L2 error") -> None:
-        self._measure, self._error = measure, None
-        self._console = Console(stderr=True)
-        self._on = self._console.is_terminal and not quiet
-        self._progress = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(compact=True), console=self._console,
-        )  # fmt: skip
-        self._task = self._progress.add_task("", total=total, speed="")
-        self._words = ""
-        self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)
-
-    def _render(self) -> Group:
-        return Group(self._progress, self._words)
-
-    def __enter__(self) -> _Display:
-        if self._on:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._on:
-            self._live.stop()
-
-    def update(self, steps: int, run: Any, step: Any = None) -> None:
-        for finding in run.fresh:
-            self._console.print(f"[yellow]Health:[/] {escape(str(finding))}")
-        if not self._on:
-            return
-        speed = f"{(step.index if step else steps) / run.seconds:.0f} steps/s" if run.seconds else ""
-        self._progress.update(self._task, completed=steps, speed=speed)
-        if step is not None:
-            losses = "  ".join(f"{name} {value:.2e}" for name, value in step.losses.items())
-            self._error = (run.history[-1]["error"] if run.history else None) or self._error
-            error = f"  {self._measure} {self._error['overall']:.2e}" if self._error else ""
-            self._words = f"{step.method}  {losses}{error}"
 
 
 def _new_folder(name: str) -> Path:

@@ -267,7 +267,8 @@ class Collocation:
             uses: list[Use] = []
             columns = torch.cat([*self._residuals(trial, few, plan, uses).values()], dim=1)
             w = torch.linspace(1, 2, columns.numel(), **self._to).view_as(columns)
-            expected = torch.autograd.grad(columns, parameters, w, retain_graph=True, allow_unused=True, materialize_grads=True)
+            weighted = (columns * w).sum()
+            expected = torch.autograd.grad(weighted, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
             rows = by_uses(columns, uses, parameters)
             found = Jacobian([(columns.T.flatten(), rows)], [p.shape for p in parameters]).transposed(w.T.flatten())
         except (NoRule, RuntimeError):

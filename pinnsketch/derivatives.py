@@ -206,6 +206,5 @@ def differentiate(y: Tensor, columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """
     if not y.requires_grad:
         return tuple(torch.zeros_like(column) for column in columns)
-    return torch.autograd.grad(
-        y, columns, grad_outputs=torch.ones_like(y), create_graph=True, allow_unused=True, materialize_grads=True
-    )
+    # Of the sum: given slopes of the outputs, torch loads sympy to compare their shapes, which takes half a second.
+    return torch.autograd.grad(y.sum(), columns, create_graph=True, allow_unused=True, materialize_grads=True)

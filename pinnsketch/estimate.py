@@ -23,6 +23,7 @@ import torch
 from scipy.linalg import eigh, qr, solve_triangular
 from torch import Tensor, nn
 
+from pinnsketch.blank import blank
 from pinnsketch.collocation import Collocation
 from pinnsketch.geometry.shape import Region, Shape
 from pinnsketch.periodic import Periodic
@@ -80,9 +81,7 @@ class Corrected(nn.Module):
         centers = inputs.turned(2 * places[:, :d] - 1)
         values = [weight, -(weight * centers).sum(1), torch.zeros(outputs, count), torch.zeros(outputs)]
         self.network, self.inputs = network, inputs.to(like)
-        self.features, self.out = (
-            nn.utils.skip_init(nn.Linear, *sizes) for sizes in ((inputs.inputs, count), (count, outputs))
-        )
+        self.features, self.out = (blank(nn.Linear, *sizes) for sizes in ((inputs.inputs, count), (count, outputs)))
         for layer, pair in ((self.features, values[:2]), (self.out, values[2:])):
             layer.weight, layer.bias = (nn.Parameter(value.to(like)) for value in pair)
 

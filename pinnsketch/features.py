@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pinnsketch.blank import blank
 from pinnsketch.jets import of_points
 from pinnsketch.periodic import Periodic
 
@@ -89,7 +90,7 @@ class Features(nn.Module):
         self.register_buffer("centres", self.inputs.turned(centres))
         self.register_buffer("radius", torch.full((d,), float(frequency), dtype=dtype))
         self._activation, self._enrichment = ACTIVATIONS[activation], tuple(enrichment)
-        self.output = nn.utils.skip_init(nn.Linear, len(self._enrichment) + len(drawn[0]), outputs, dtype=dtype)
+        self.output = blank(nn.Linear, len(self._enrichment) + len(drawn[0]), outputs, dtype=dtype)
         for p in self.output.parameters():
             nn.init.zeros_(p)
 
@@ -114,7 +115,7 @@ class Features(nn.Module):
         found.register_buffer("directions", self.directions[:kept])
         found.register_buffer("centres", self.centres[:kept])
         inputs, outputs, like = len(self._enrichment) + kept, self.output.out_features, self.output.weight
-        found.output = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=like.dtype, device=like.device)
+        found.output = blank(nn.Linear, inputs, outputs, dtype=like.dtype, device=like.device)
         found.take(self)
         return found
 

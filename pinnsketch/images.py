@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from pinnsketch.blank import blank
 from pinnsketch.datasets import Images
 
 
@@ -184,10 +185,9 @@ class ImageNetwork(nn.Module):
         convolutions = list(pairwise([count, *(c for c in channels for _ in range(2))]))
         inputs = convolutions[-1][1] if convolutions else count
         sizes = [inputs * int(np.prod(small)), *[width] * depth, classes]
-        # skip_init leaves the global random numbers alone
         layers: list[nn.Conv2d | nn.Linear] = [
-            *(nn.utils.skip_init(nn.Conv2d, a, b, 3, padding=1, dtype=dtype) for a, b in convolutions),
-            *(nn.utils.skip_init(nn.Linear, a, b, dtype=dtype) for a, b in pairwise(sizes)),
+            *(blank(nn.Conv2d, a, b, 3, padding=1, dtype=dtype) for a, b in convolutions),
+            *(blank(nn.Linear, a, b, dtype=dtype) for a, b in pairwise(sizes)),
         ]
         with torch.no_grad():
             for layer in layers:

@@ -73,7 +73,7 @@ def trains_on_images(word: str) -> bool:
 
 def _config_file(word: str, kind: str) -> Path:
     """The YAML file of that path, or the shipped one of that name, of whatever kind; `kind`: what a message lists."""
-    path, known = Path(word), {name for each in ("configs", "image configs") for name in names(each)}
+    path, known = Path(word), {file.stem for file in shipped("configs").glob("*.yaml")}
     if path.is_dir():
         raise ConfigError(f"{word} is a folder; give a YAML file. To go on with a run folder use: pinnsketch resume {word}")
     if path.is_file():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pinnsketch.blank import blank
 from pinnsketch.features import Features
 from pinnsketch.periodic import Periodic
 
@@ -61,8 +62,7 @@ class MLP(nn.Module):
         self.inputs = Periodic(bounds, periodic, harmonics, dtype)
         self._activation = ACTIVATIONS[activation]
         sizes = [self.inputs.inputs, *[width] * depth, outputs]
-        # skip_init leaves the global random numbers alone
-        self.layers = nn.ModuleList(nn.utils.skip_init(nn.Linear, a, b, dtype=dtype) for a, b in pairwise(sizes))
+        self.layers = nn.ModuleList(blank(nn.Linear, a, b, dtype=dtype) for a, b in pairwise(sizes))
         for p in self.layers.parameters():
             nn.init.xavier_normal_(p, generator=generator) if p.ndim == 2 else nn.init.zeros_(p)
         with torch.no_grad():

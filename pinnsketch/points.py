@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import qmc
 
+from pinnsketch import joe2008_sobol
 from pinnsketch.geometry.shape import Array, EmptyRegion, Region
 
 Sampler = Callable[[int, Array, np.random.Generator], Array]
@@ -36,11 +36,17 @@ class Points:
 
 def sobol(n: int, widths: Array, rng: np.random.Generator) -> Array:
     """Scrambled Sobol sequence (Owen 1998), the first n of the next power of two."""
+    if len(widths) <= len(joe2008_sobol.DIRECTIONS):
+        return joe2008_sobol.sobol(n, len(widths), rng)
+    from scipy.stats import qmc
+
     return qmc.Sobol(len(widths), scramble=True, rng=rng).random_base2(max(n - 1, 1).bit_length())[:n]
 
 
 def latin_hypercube(n: int, widths: Array, rng: np.random.Generator) -> Array:
     """Latin hypercube (McKay, Beckman & Conover 1979): one point in each of n slices of every axis."""
+    from scipy.stats import qmc
+
     return qmc.LatinHypercube(len(widths), rng=rng).random(n)
 
 

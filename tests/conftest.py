@@ -10,3 +10,10 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Runs that draw nothing, where it is not figures that are tested: they take longer to draw than a short run to train."""
+    monkeypatch.setattr("pinnsketch.report.figures.write_figures", lambda *_: None)
+    monkeypatch.setattr("pinnsketch.report.image_figures.training_figure", lambda _: None)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,16 @@ def test_the_commands_that_ci_runs_are_in_the_readme():
     for marker, words in (("main", "pinnsketch solve configs/poisson.yaml"), ("tests", "python3 -m pytest")):
         (command,) = re.findall(rf"<!-- {marker} -->\n```sh\n(.*)\n```", readme)
         assert words in command
+
+
+@pytest.mark.parametrize("failing", ["none", "tests/test_automatic.py", "tests/test_docs.py", "tests/test_train.py"])
+def test_the_command_of_the_tests_runs_every_file_and_fails_where_one_fails(failing):
+    (command,) = re.findall(r"<!-- tests -->\n```sh\n.* && (.*)\n```", (ROOT / "README.md").read_text())
+    pytest_like = f"""sh -c 'for f; do echo "$f"; test "$f" != {failing} || failed=1; done; exit $failed' sh"""
+    words = ["bash", "-euo", "pipefail", "-c", command.replace("python3 -m pytest", pytest_like)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert sorted(done.stdout.split()) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_*.py"))
+    assert (done.returncode == 0) == (failing == "none")
 
 
 def rows():

@@ -1,6 +1,10 @@
 """Laws of the whole: problems and their solutions, configs and their runs, and who may import whom."""
 
 import ast
+import os
+import subprocess
+import sys
+from inspect import isfunction
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,7 @@ PACKAGE = ROOT / "pinnsketch"
 PROBLEMS = sorted((ROOT / "problems").glob("*.py"))
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "problem" in read_yaml(path, "problem: NAME")]
 TIERS = [
-    {"sketch", "derivatives", "jets", "geometry", "graphed"},
+    {"sketch", "derivatives", "jets", "geometry", "graphed", "blank", "joe2008_sobol"},
     {"periodic", "features"},
     {"field", "points", "network", "gauges", "layers"},
     {"problem"},
@@ -33,7 +37,7 @@ TIERS = [
     {"automatic"},
     {"library", "solution", "watch", "blackbox"},
     {"origin"},
-    {"report", "check", "record"},
+    {"report", "check", "record", "display"},
     {"workplace"},
     {"course"},
     {"run", "solve", "image_run", "image_compare", "replay"},
@@ -315,6 +319,45 @@ def test_no_module_works_or_keeps_mutable_state_when_imported(path):
         assert not loop or "setattr(Field" in ast.unparse(node), f"{path.name}: {ast.unparse(node)[:80]}"
     for node in ast.walk(tree(path)):
         assert not isinstance(node, ast.Global), f"{path.name} has a global statement"
+
+
+def test_every_public_name_is_loaded_from_where_type_checkers_are_told():
+    (told,) = (node for node in tree(PACKAGE / "__init__.py").body if ast.unparse(node).startswith("if TYPE_CHECKING"))
+    assert {name: f"pinnsketch.{room}" for name, room in pinnsketch._HOMES.items()} == {name: m for m, name in imports(told)}
+    assert sorted(pinnsketch._HOMES) == sorted(pinnsketch.__all__)
+    assert set(pinnsketch.__all__) <= set(dir(pinnsketch))
+
+
+def test_a_public_function_is_not_hidden_by_the_module_it_is_called_like():
+    import pinnsketch.replay
+    import pinnsketch.solve
+    import pinnsketch.train
+
+    assert all(isfunction(function) for function in (pinnsketch.replay, pinnsketch.solve, pinnsketch.train))
+
+
+LOADS = """import sys
+from pinnsketch.cli import main
+try:
+    main(sys.argv[2:])
+except SystemExit:
+    print(*(name for name in sys.argv[1].split() if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "slow"),
+    [
+        (["--version"], "torch numpy scipy matplotlib"),
+        (["check", "poisson"], "sympy torch._dynamo scipy.stats scipy.optimize matplotlib"),
+    ],
+    ids=str,
+)
+def test_a_command_loads_nothing_slow_that_it_does_not_need(words, slow):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", LOADS, slow, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.splitlines()[-1] == "", done.stdout
 
 
 def test_every_public_name_is_there_and_documented():

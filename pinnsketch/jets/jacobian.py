@@ -338,7 +338,7 @@ def _direct(columns: Tensor, parameter: nn.Parameter) -> Tensor | None:
     rows = []
     for column in columns.unbind(1):
         w = torch.ones_like(column, requires_grad=True)
-        (slope,) = torch.autograd.grad(column, parameter, w, retain_graph=True, create_graph=True, allow_unused=True)
+        (slope,) = torch.autograd.grad((column * w).sum(), parameter, create_graph=True, allow_unused=True)
         if slope is None:
             rows.append(column.new_zeros(len(column), parameter.numel()))
             continue

@@ -18,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pinnsketch.blank import blank
 from pinnsketch.layers.convert import converted, replaced
 from pinnsketch.layers.restart import Restart, state_of
 
@@ -152,7 +153,7 @@ def dense_layers(model: nn.Module) -> nn.Module:
 
     def dense(layer: SpectralLinear) -> nn.Linear:
         weight, bias = layer.weight.detach(), layer.bias is not None
-        made = nn.utils.skip_init(nn.Linear, *reversed(weight.shape), bias=bias, dtype=weight.dtype, device=weight.device)
+        made: Any = blank(nn.Linear, *reversed(weight.shape), bias=bias, dtype=weight.dtype, device=weight.device)
         made.weight = nn.Parameter(weight)
         made.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
         return made

@@ -33,16 +33,34 @@ def write_figures(solution: Solution, folder: Path) -> None:
             )
 
 
+def panels(
+    width: float, height: float, rows: int = 1, columns: int = 1, *,
+    left: float = 1.05, right: float = 0.15, top: float = 0.2, across: float = 0.0, up: float = 0.2, **how: Any,
+) -> tuple[Figure, Any]:  # fmt: skip
+    """A figure of this size in inches and its axes `(rows, columns)`, with room in inches around and between them.
+
+    The room is given because to find it matplotlib measures each label several times, which takes longer than to draw it.
+    """
+    figure = Figure(figsize=(width, height))
+    bottom = 0.55
+    wide, high = (width - left - right + across) / columns - across, (height - bottom - top + up) / rows - up
+    room = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - top / height}
+    room |= {"wspace": across / wide, "hspace": up / high}
+    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=room, **how)
+
+
 def solution_figure(solution: Solution) -> Figure:
     """Each unknown in a row: solution, reference, error and residual, as far as they are known."""
     axes_names, x, inside, caption = _grid(solution)
     columns = _columns(solution, x, inside)
     rows = len(solution.unknowns)
     flat = len(axes_names) == 2
-    figure = Figure(figsize=(4.1 * len(columns), (3.5 if flat else 3.2) * rows + (0.3 if caption else 0)), layout="constrained")
-    panels = figure.subplots(rows, len(columns), squeeze=False)
+    size = 4.1 * len(columns), (3.5 if flat else 3.2) * rows + (0.3 if caption else 0)
+    room = {"left": 0.85, "up": 0.95, "top": 0.7 if caption else 0.4}
+    room |= {"right": 0.65, "across": 1.55} if flat else {"across": 0.95}
+    figure, axes = panels(*size, rows, len(columns), **room)
     for row, name in enumerate(solution.unknowns):
-        for panel, (title, values) in zip(panels[row], columns.items(), strict=True):
+        for panel, (title, values) in zip(axes[row], columns.items(), strict=True):
             shown = values(row)
             if shown is None:
                 panel.set_axis_off()
@@ -107,9 +125,13 @@ def _grid(solution: Solution) -> tuple[tuple[str, ...], Values, Values, str]:
 
 def _map(axes: Axes, names: tuple[str, ...], x: Values, values: Values, title: str) -> None:
     error = "|" in title
-    across, up, shown = (a.reshape(RESOLUTION, RESOLUTION) for a in (x[:, 0], x[:, 1], np.ma.masked_invalid(values)))
-    mesh = axes.pcolormesh(across, up, shown, cmap="magma" if error else "viridis", shading="nearest", rasterized=True)
-    axes.figure.colorbar(mesh, ax=axes, format="%.1e" if error else None)
+    half = np.ptp(x[:, :2], axis=0) / (RESOLUTION - 1) / 2  # of the pixel around each point
+    (left, low), (right, high) = x[0, :2] - half, x[-1, :2] + half
+    image = axes.imshow(
+        np.ma.masked_invalid(values).reshape(RESOLUTION, RESOLUTION).T, cmap="magma" if error else "viridis", origin="lower",
+        aspect="auto", interpolation="nearest", extent=(left, right, low, high),
+    )  # fmt: skip
+    axes.figure.colorbar(image, ax=axes, fraction=0.07, pad=0.05, format="%.1e" if error else None)
     axes.set(title=title, xlabel=_label(names[0]), ylabel=_label(names[1]))
     axes.title.set_fontsize(10)
 
@@ -142,8 +164,7 @@ def losses_figure(solution: Solution) -> Figure | None:
     if not history:
         return None
     steps = [row["step"] for row in history]
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, ((axes,),) = panels(7, 4.2)
     for term in history[0]["losses"]:
         axes.plot(steps, [row["losses"][term] for row in history], label=f"{term}: mean square residual")
     if history[0]["error"]:
@@ -161,8 +182,7 @@ def gradients_figure(solution: Solution) -> Figure | None:
     if not history:
         return None
     steps, layers = [row["step"] for row in history], list(history[0]["layers"])
-    figure = Figure(figsize=(7, 7.2), layout="constrained")
-    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    figure, ((top,), (middle,), (bottom,)) = panels(7, 7.2, 3, sharex=True)
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
     for layer, colour in zip(layers, colours, strict=True):
         for axes, key in ((top, "gradient_norm"), (middle, "update_ratio"), (bottom, "drift")):
@@ -183,8 +203,7 @@ def terms_figure(solution: Solution) -> Figure | None:
         return None
     terms = list({row["network"]["terms"]["updates"]: row["network"]["terms"] for row in history}.values())
     steps = [found["updates"] for found in terms]
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True)
+    figure, ((top,), (bottom,)) = panels(7, 5, 2, sharex=True)
     for term in terms[0]["norms"]:
         top.plot(steps, [found["norms"].get(term) for found in terms], ".-", label=term, lw=1)
     bottom.plot(steps, [_number(found["alignment"]) for found in terms], "k.-", lw=1)
@@ -200,8 +219,8 @@ def similarity_figure(solution: Solution) -> Figure | None:
     found = solution.metrics["monitor"].get("similarity")
     if not found or len(found["updates"]) < 3:
         return None
-    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
-    axes, ticks = figure.subplots(), range(0, len(found["updates"]), max(len(found["updates"]) // 8, 1))
+    figure, ((axes,),) = panels(5.4, 4.6, right=0.9)
+    ticks = range(0, len(found["updates"]), max(len(found["updates"]) // 8, 1))
     image = axes.imshow(found["cosines"], cmap="RdBu_r", vmin=-1, vmax=1, origin="lower")
     axes.set_xticks(ticks, [str(found["updates"][i]) for i in ticks], rotation=60, fontsize=8)
     axes.set_yticks(ticks, [str(found["updates"][i]) for i in ticks], fontsize=8)

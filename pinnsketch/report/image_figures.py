@@ -13,7 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
-from pinnsketch.report.figures import _number, _scale
+from pinnsketch.report.figures import _number, _scale, panels
 
 Read = Callable[[dict[str, Any]], float | None]
 RANKS: dict[str, tuple[str, Read]] = {
@@ -29,9 +29,7 @@ def training_figure(history: list[dict[str, Any]]) -> Figure | None:
     """Loss of the batch and accuracy on the test images; gradient norm and stable rank of each layer, as far as read."""
     if not history:
         return None
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True)
-    (loss, accuracy), (norm, rank) = panels
+    figure, ((loss, accuracy), (norm, rank)) = panels(10, 7, 2, 2, left=0.8, right=1.0, across=0.85, up=0.35, sharex=True)
     tested = [row for row in history if row["error"]]
     loss.plot([row["epoch"] for row in history], [row["loss"] for row in history], marker="." if len(history) < FEW else "")
     loss.set(yscale=_scale(loss), ylabel="cross entropy of the batch (nats)")
@@ -48,7 +46,8 @@ def training_figure(history: list[dict[str, Any]]) -> Figure | None:
     if norm.lines:
         count = len(norm.lines)
         shades = ScalarMappable(BoundaryNorm(np.arange(count + 1) + 0.5, count), ListedColormap(_shades(count)))
-        bar = figure.colorbar(shades, ax=panels, label="layer (lower panels)", ticks=range(1, count + 1))
+        beside = figure.add_axes((9.2 / 10, norm.get_position().y0, 0.2 / 10, norm.get_position().height))
+        bar = figure.colorbar(shades, cax=beside, label="layer", ticks=range(1, count + 1))
         bar.minorticks_off()
     return figure
 
@@ -56,8 +55,8 @@ def training_figure(history: list[dict[str, Any]]) -> Figure | None:
 def frontier_figure(result: Mapping[str, Any]) -> Figure:
     """Accuracy against what a step keeps for its reverse pass, with the span over the seeds; the control as a line."""
     methods = dict(result["methods"])
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    axes, control = figure.subplots(), methods.pop("frozen", None)
+    figure, ((axes,),) = panels(7, 4.6)
+    control = methods.pop("frozen", None)
     for (word, found), mark in zip(methods.items(), cycle("osD^v<>P*X"), strict=False):
         accuracy, (low, high) = found["test_accuracy"], found["spread"]
         span = [[100 * (accuracy - low)], [100 * (high - accuracy)]]
