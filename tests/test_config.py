@@ -295,7 +295,9 @@ def test_a_problem_path_is_relative_to_the_yaml_file(tmp_path, monkeypatch):
 def test_a_problem_file_that_is_not_there_is_named_with_its_whole_path(tmp_path):
     with pytest.raises(ConfigError, match=f"problem: there is no file {tmp_path}/mine.py"):
         find_problem("mine.py", tmp_path)
-    with pytest.raises(ConfigError, match=r"there is no problem 'poissn'; did you mean 'poisson'\? \(known: allen_cahn, burgers"):
+    with pytest.raises(
+        ConfigError, match=r"there is no problem 'poissn'; did you mean 'poisson'\? \(known: allen_cahn, burgers"
+    ):
         find_problem("poissn", tmp_path)
 
 
