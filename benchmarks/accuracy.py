@@ -161,7 +161,7 @@ def both(width: int, depth: int, interior: int = 400, boundary: int = 100, **opt
 AUTO: dict[str, Options] = {"auto": {"train": {"method": "auto"}}}
 MINUTE = {"cpu": ((1e-6, 60),), "cuda": ((1e-9, 60),)}
 LINEAR = {"features, tanh": features(2000, 6000, 800), "features, sin": features(1000, 4000, 600, "sin")}
-LID: dict[str, Options] = {"dsgnar 4x40": sketched(40, 4, 4000, 800), "natural_gradient 4x40": natural(40, 4, 600, 200)}
+LID: dict[str, Options] = {"dsgnar 4x40": sketched(40, 4, 4000, 800), "ssbroyden 4x40": broyden(40, 4, 4000, 800)}
 CASES: dict[str, Case] = {
     "Poisson 2D": Case(
         shipped("poisson"),

@@ -1,7 +1,7 @@
 """Whether the error estimate tells the truth: estimated against true errors over whole trainings of all shipped problems.
 
-Each problem that has an exact solution is trained as its config says, for three seeds. At steps a factor of two apart, the
-estimate (`pinnsketch.estimate`, which asks no exact solution) is set beside the true relative L2 error: `correction`, what it
+Each problem that has an exact solution or a reference is trained as its config says, for three seeds. At steps a factor of two
+apart, the estimate (`pinnsketch.estimate`, which asks neither) is set beside the true relative L2 error: `correction`, what it
 says the error is, and `limit`, what it says the error is not above. `worst` is the largest factor between estimated and true.
 
     python benchmarks/estimate.py [--quick] [--jobs N] [--out FILE]

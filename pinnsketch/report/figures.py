@@ -143,6 +143,7 @@ def _scattered(axes: Axes, names: tuple[str, ...], places: Values, values: Value
         _line(axes, names, places[order], values[order], title)
         return
     error, triangles = "|" in title, Triangulation(*places.T)
+    axes.margins(0)
     mesh = axes.tripcolor(triangles, values, cmap="magma" if error else "viridis", shading="gouraud", rasterized=True)
     axes.figure.colorbar(mesh, ax=axes, format="%.1e" if error else None)
     axes.set(title=title, xlabel=_label(names[0]), ylabel=_label(names[1]))
