@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pinnsketch import joe2008_sobol
 from pinnsketch.geometry.shape import Array, EmptyRegion, Region
 
 Sampler = Callable[[int, Array, np.random.Generator], Array]
@@ -36,8 +35,6 @@ class Points:
 
 def sobol(n: int, widths: Array, rng: np.random.Generator) -> Array:
     """Scrambled Sobol sequence (Owen 1998), the first n of the next power of two."""
-    if len(widths) <= len(joe2008_sobol.DIRECTIONS):
-        return joe2008_sobol.sobol(n, len(widths), rng)
     from scipy.stats import qmc
 
     return qmc.Sobol(len(widths), scramble=True, rng=rng).random_base2(max(n - 1, 1).bit_length())[:n]

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "pinnsketch"
 PROBLEMS = sorted((ROOT / "problems").glob("*.py"))
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "problem" in read_yaml(path, "problem: NAME")]
 TIERS = [
-    {"sketch", "derivatives", "jets", "geometry", "graphed", "blank", "joe2008_sobol"},
+    {"sketch", "derivatives", "jets", "geometry", "graphed", "blank"},
     {"periodic", "features"},
     {"field", "points", "network", "gauges", "layers"},
     {"problem"},

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare, qmc
+from scipy.stats import chisquare
 
 from pinnsketch.blocks import draw_by_size
 from pinnsketch.geometry import Box, Disk, EmptyRegion, Polygon
-from pinnsketch.joe2008_sobol import DIRECTIONS, sobol
 from pinnsketch.points import SAMPLERS, draw, grid
 
 RANDOM = [name for name in SAMPLERS if name != "grid"]
@@ -81,20 +80,6 @@ def test_rings_of_equal_area_in_a_disk_get_equal_counts(sampler):
 def test_latin_hypercube_has_one_point_in_every_slice_of_every_axis():
     x = draw(cube(3).interior, 50, "latin_hypercube").x
     np.testing.assert_array_equal(np.sort((x * 50).astype(int), axis=0), np.arange(50)[:, None].repeat(3, axis=1))
-
-
-@pytest.mark.parametrize("d", range(1, len(DIRECTIONS) + 1))
-@pytest.mark.parametrize("n", [1, 2, 3, 1000])
-def test_sobol_points_are_those_of_scipy_bit_for_bit(d, n):
-    ours, theirs = (np.random.default_rng([5, n]) for _ in range(2))
-    expected = qmc.Sobol(d, scramble=True, rng=theirs).random_base2(max(n - 1, 1).bit_length())[:n]
-    np.testing.assert_array_equal(sobol(n, d, ours), expected)
-
-
-def test_sobol_has_one_point_in_every_slice_in_more_dimensions_than_its_table_too():
-    for d in (len(DIRECTIONS), len(DIRECTIONS) + 1):
-        x = SAMPLERS["sobol"](64, np.ones(d), np.random.default_rng(0))
-        np.testing.assert_array_equal(np.sort((x * 64).astype(int), axis=0), np.arange(64)[:, None].repeat(d, axis=1))
 
 
 @pytest.mark.parametrize("d", range(1, 7))
