@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chisquare, qmc
 
 from pinnsketch.blocks import draw_by_size
 from pinnsketch.geometry import Box, Disk, EmptyRegion, Polygon
