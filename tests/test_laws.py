@@ -349,7 +349,7 @@ except SystemExit:
     ("words", "slow"),
     [
         (["--version"], "torch numpy scipy matplotlib"),
-        (["check", "poisson"], "sympy torch._dynamo scipy.optimize matplotlib"),
+        (["check", "poisson"], "sympy torch._dynamo matplotlib"),
     ],
     ids=str,
 )
