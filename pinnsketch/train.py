@@ -111,6 +111,7 @@ def train(
     done = state["done"] if state else 0
     for number, stage in enumerate(schedule[first:], start=first):
         parameters = [p for p in model.parameters() if p.requires_grad]  # a method may have changed which these are
+        acting = getattr(model, "acting", model)  # of a network in slabs of time, the part that trains
         method: Method = METHODS[stage.method](parameters, **stage.options)
         if state and number == first:
             method.load_state_dict(state["method"])
@@ -120,7 +121,7 @@ def train(
             fresh = resample > 0 and done > 0 and draw != (index - 1) // resample  # whether or not this is a resumed run
             if objective is None or fresh:
                 batch = task.batch(draw)
-                objective = Objective(parameters, partial(gradient, batch), tuple(task.weights), model, task, batch)
+                objective = Objective(parameters, partial(gradient, batch), tuple(task.weights), acting, task, batch)
                 objective.fresh = fresh
             if stage.decay != "none":
                 method.scale(DECAYS[stage.decay](done / stage.steps))
