@@ -14,16 +14,13 @@ TO_DO = "network.slabs: "
 
 def time_of(problem: Problem) -> str | None:
     """The coordinate that `domain.start(...)` names in some term; or `t`, if a term stands where that begins; else None."""
-    named = {term.where.along[0] for term in problem.terms.values() if _starts(term.where)}
+    places = [term.where for term in problem.terms.values() if isinstance(term.where, Region)]
+    named = {where.along[0] for where in places if where.name.startswith("start(")}
     if len(named) > 1:
         raise ProblemError(f"{TO_DO}there are terms at the start of {' and of '.join(sorted(named))}: which is time?")
     if named:
         return named.pop()
-    return "t" if "t" in problem.coordinates and any(at_start(t.where, "t", problem) for t in problem.terms.values()) else None
-
-
-def _starts(where: Region | Data) -> bool:
-    return isinstance(where, Region) and where.name.startswith("start(")
+    return "t" if "t" in problem.coordinates and any(at_start(where, "t", problem) for where in places) else None
 
 
 def at_start(where: Region | Data, time: str, problem: Problem) -> bool:
@@ -40,8 +37,8 @@ def expect_march(problem: Problem, time: str) -> None:
     """
     if problem.coefficients:
         raise ProblemError(
-            f"{TO_DO}the coefficient {next(iter(problem.coefficients))!r} is unknown and the same at all times, so that no slab "
-            "can be solved on its own: leave slabs out."
+            f"{TO_DO}the coefficient {next(iter(problem.coefficients))!r} is unknown and the same at all times, so that no "
+            "slab can be solved on its own: leave slabs out."
         )
     for name, term in problem.terms.items():
         where = term.where
@@ -49,8 +46,8 @@ def expect_march(problem: Problem, time: str) -> None:
             raise ProblemError(f"{TO_DO}term {name!r} is put on data, of which a slab may have none: leave slabs out.")
         if time in where.along and not at_start(where, time, problem):
             raise ProblemError(
-                f"{TO_DO}term {name!r} is put on {where.name}, which has the end of {time} in it: slabs follow one another from "
-                f"the start, and what is said of the end comes too late for the first. Use domain.start({time!r}) and "
+                f"{TO_DO}term {name!r} is put on {where.name}, which has the end of {time} in it: slabs follow one another "
+                f"from the start, and what is said of the end comes too late for the first. Use domain.start({time!r}) and "
                 "domain.sides(...)."
             )
         during(where, time, *problem.domain.bounds[problem.coordinates.index(time)])
@@ -75,5 +72,6 @@ def _cut(shape: Shape, time: str, low: float, high: float) -> Shape:
         if (shape.a.bounds[axis] == shape.b.bounds[axis]).all():
             return replace(shape, a=_cut(shape.a, time, low, high), b=_cut(shape.b, time, low, high))
     raise ProblemError(
-        f"{TO_DO}expected a domain that is the same at all times, a Box or a shape in space times Box({time}=(...)); got {shape!r}."
+        f"{TO_DO}expected a domain that is the same at all times, a Box or a shape in space times Box({time}=(...)); "
+        f"got {shape!r}."
     )

@@ -177,8 +177,8 @@ def build(
             raise ValueError("network: expected stages or slabs; got both. A second network in each slab is not there yet.")
         if time is None:
             raise ValueError(
-                "network.slabs: expected a problem in time, with a term at domain.start(...) that says how it begins; there is none. "
-                "Leave slabs out, or name the coordinate that is time, as in Term(domain.start('t'), ...)."
+                "network.slabs: expected a problem in time, with a term at domain.start(...) that says how it begins; there is "
+                "none. Leave slabs out, or name the coordinate that is time, as in Term(domain.start('t'), ...)."
             )
         axis, parts = list(coordinates).index(time), []
         edges = edges_of(slabs, *bounds[axis].tolist())

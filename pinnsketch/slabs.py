@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ def edges_of(slabs: int | Sequence[float], low: float, high: float) -> list[floa
     edges = [float(edge) for edge in slabs]
     if len(edges) < 2 or [*sorted(set(edges))] != edges or (edges[0], edges[-1]) != (low, high):
         raise ValueError(
-            f"network.slabs: expected edges that rise from {low:g} to {high:g}, the first and last moment of the problem, as in "
-            f"[{low:g}, {(low + high) / 2:g}, {high:g}]; got {edges}."
+            f"network.slabs: expected edges that rise from {low:g} to {high:g}, the first and last moment of the problem, as "
+            f"in [{low:g}, {(low + high) / 2:g}, {high:g}]; got {edges}."
         )
     return edges
 
@@ -112,8 +113,8 @@ class Joined(nn.Module):
         found = self.slabs(x)
         which = self.slabs.place(x)
         for k in range(1, len(self.slabs.networks)):
-            later = (which >= k).to(torch.int64)
-            found = found + in_pieces([_nothing(found.shape[1]), lambda x, k=k: self._jump(k, x)], later, x)
+            parts = [_nothing(found.shape[1]), partial(self._jump, k)]
+            found = found + in_pieces(parts, (which >= k).to(torch.int64), x)
         return found
 
     def _jump(self, k: int, x: Any) -> Any:

@@ -78,7 +78,7 @@ class RandomFeatures:
         """The residual at fresh points before any solve."""
         self._affine = False
         self._begun = False
-        """Whether the network was fitted before, as that of a later slab of time is: its R and number of features are a start."""
+        """Whether the network was fitted before, as in a later slab of time: then its R and number of features are a start."""
         self._best: Fit | None = None
         self._now: Fit | None = None
         """What is being fitted, or is to be fitted next."""

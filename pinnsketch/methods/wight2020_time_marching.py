@@ -1,6 +1,6 @@
 """The next slab of time (Wight & Zhao 2020, time marching; Krishnapriyan et al. 2021, sequence to sequence).
 
-The network of the present slab has been trained and stays; that of the next one begins where it ends. Its start is matched to it
+The network of the present slab has been trained and stays; that of the next one goes on where it ends. Its start is matched
 by the residuals of the start themselves: in place of `r_0(u)` stands `r_0(u) - r_0(u_before)` at t_k, so that all that an
 initial condition speaks of goes on across t_k, u_t as well as u. The points are drawn in the next slab.
 
@@ -73,8 +73,9 @@ def _follow(slabs: Slabs, before: nn.Module, x: Tensor) -> None:
             return
         x = x.to(new.radius)
         values = before(held(x, slabs.axis, slabs.edges[slabs.slab]))
-        new.radius.copy_(before.radius)  # type: ignore[arg-type]
-        some = new.first(before.used)  # type: ignore[operator]
+        assert isinstance(before, Features)
+        new.radius.copy_(before.radius)
+        some = new.first(before.used)
         features = torch.cat([some.hidden(x), torch.ones_like(values[:, :1])], dim=1)
         for k, column in enumerate(values.unbind(1)):
             found = least_squares(features, column)
@@ -91,6 +92,6 @@ def expect_slabs(network: Any, count: int) -> None:
     slabs, now = (len(network.networks), network.slab) if isinstance(network, Slabs) else (1, 0)
     if count and now + count >= slabs:
         raise ValueError(
-            f"method next_slab: expected {count} more slab{'s' * (count > 1)} to go on with; got {slabs} in all, of which number "
-            f"{now + 1} trains. Set network: {{slabs: {now + count + 1}}}."
+            f"method next_slab: expected {count} more slab{'s' * (count > 1)} to go on with; got {slabs} in all, of which "
+            f"number {now + 1} trains. Set network: {{slabs: {now + count + 1}}}."
         )
