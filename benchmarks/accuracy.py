@@ -3,7 +3,8 @@
 A row is the median over seeds of the relative L2 error that a method has reached after so many seconds of training, against a
 closed form, or a spectral reference whose own error is given. Set-up is part of the time; imports, the start of a GPU and
 measurements of the error are not. Each training has two threads on a CPU; on a GPU the natural gradient has four times the
-points. Features that hold the solution are marked `sin` (sines for a sine solution) and `enriched`.
+points. Features that hold the solution are marked `sin` (sines for a sine solution) and `enriched`; `slabs` are of time, one
+network for each, trained one after another (their error is of all times, and large until the last slab).
 
     python benchmarks/accuracy.py [--quick] [--device cuda] [--jobs N] [--only PATTERN] [--seeds N] [--out FILE]
 """
@@ -223,6 +224,12 @@ def sketched(width: int, depth: int, interior: int, boundary: int, activation: s
     }
 
 
+def marching(way: Options, slabs: int | Sequence[float], steps: int | None = None) -> Options:
+    """A way in slabs of time, with so many steps for each."""
+    train = way["train"] if steps is None else {**way["train"], "steps": steps}
+    return {**way, "network": {**way["network"], "slabs": slabs}, "train": train}
+
+
 def broyden(width: int, depth: int, interior: int, boundary: int) -> Options:
     return {
         "network": {"width": width, "depth": depth},
@@ -261,6 +268,7 @@ def both(width: int, depth: int, interior: int = 400, boundary: int = 100, **opt
 AUTO: dict[str, Options] = {"auto": {"train": {"method": "auto"}}}
 MINUTE = {"cpu": ((1e-6, 60),), "cuda": ((1e-9, 60),)}
 LINEAR = {"features, tanh": features(2000, 6000, 800), "features, sin": features(1000, 4000, 600, "sin")}
+MARCHED = {"features, tanh, slabs": marching(features(1000, 3000, 400), 8)}
 CASES: dict[str, Case] = {
     "Poisson 2D": Case(
         shipped("poisson"),
@@ -283,13 +291,19 @@ CASES: dict[str, Case] = {
             "natural_gradient 4x20": natural(20, 4, 1000, 100, damping=1e-4),
             "dsgnar 4x20": sketched(20, 4, 4000, 200),
             "dsgnar 4x20, damping 1e-3": sketched(20, 4, 4000, 200, damping=1e-3),
+            "dsgnar 4x20, slabs": marching(sketched(20, 4, 4000, 200), (0, 0.3, 0.45, 0.7, 1), 150),
             "ssbroyden 3x20": broyden(20, 3, 4000, 200),
         },
         60, {"cpu": ((1e-4, 60),), "cuda": ((1e-9, 300),)}, "8e-9 (vRBA with SSBroyden)",
     ),
     "Allen-Cahn": Case(
         allen_cahn,
-        {**AUTO, "dsgnar 4x30": sketched(30, 4, 4000, 400), "ssbroyden 3x30": broyden(30, 3, 4000, 400)},
+        {
+            **AUTO,
+            "dsgnar 4x30": sketched(30, 4, 4000, 400),
+            "dsgnar 4x30, slabs": marching(sketched(30, 4, 4000, 400), (0, 0.1, 0.25, 0.45, 0.7, 1), 200),
+            "ssbroyden 3x30": broyden(30, 3, 4000, 400),
+        },
         300, {"cpu": ((1e-3, 300),), "cuda": ((1e-7, 300),)}, "1.9e-6 (vRBA with SSBroyden)", allen_cahn_reference,
     ),
     "KdV, two solitons": Case(
@@ -297,23 +311,33 @@ CASES: dict[str, Case] = {
         {
             **AUTO,
             "natural_gradient 4x30": natural(30, 4, 800, 100),
+            "natural_gradient 4x30, slabs": marching(natural(30, 4, 800, 100), 5, 150),
             "dsgnar 4x30": sketched(30, 4, 4000, 200),
+            "dsgnar 4x30, slabs": marching(sketched(30, 4, 4000, 200), 5, 150),
             "ssbroyden 3x30": broyden(30, 3, 4000, 200),
         },
         300, {"cpu": ((1e-4, 300),), "cuda": ((1e-8, 300),)}, "2.2e-6 (vRBA with SSBroyden, another solution)",
     ),
     "wave, c = 2": Case(
-        shipped("wave"), {**AUTO, **both(30, 4, 500, 100), **LINEAR}, 60, MINUTE, "8e-6 trained (SOAP)",
+        shipped("wave"), {**AUTO, **both(30, 4, 500, 100), **LINEAR, **MARCHED}, 60, MINUTE, "8e-6 trained (SOAP)",
     ),
     "convection, beta = 30": Case(
-        convection(30.0), {**AUTO, **both(30, 4, 500, 100), **LINEAR}, 60, MINUTE, "7.5e-3 trained (R3)",
+        convection(30.0), {**AUTO, **both(30, 4, 500, 100), **LINEAR, **MARCHED}, 60, MINUTE, "7.5e-3 trained (R3)",
     ),
     "convection, beta = 50": Case(
-        convection(50.0), {**AUTO, **both(30, 4, 500, 100), **LINEAR}, 60, MINUTE, "7.6e-3 trained",
+        convection(50.0), {**AUTO, **both(30, 4, 500, 100), **LINEAR, **MARCHED}, 60, MINUTE, "7.6e-3 trained",
     ),
     "Helmholtz (1, 4)": Case(shipped("helmholtz"), {**AUTO, **both(30, 4, 500, 150), **LINEAR}, 60, MINUTE),
     "reaction, rho = 5": Case(
-        reaction, {**AUTO, **both(20, 4), "features, tanh": features(1000, 4000, 600)}, 60, MINUTE, "9.9e-3 trained (NNCG)"
+        reaction,
+        {
+            **AUTO,
+            **both(20, 4),
+            "natural_gradient 4x20, slabs": marching(natural(20, 4, 400, 100), 4, 100),
+            "features, tanh": features(1000, 4000, 600),
+            "features, tanh, slabs": marching(features(500, 2000, 300), 8),
+        },
+        60, MINUTE, "9.9e-3 trained (NNCG)",
     ),
     "Kovasznay, Re 40": Case(
         shipped("kovasznay"),

@@ -17,6 +17,7 @@ from pinnsketch.marching import during, time_of
 from pinnsketch.methods.wight2020_time_marching import NextSlab
 from pinnsketch.network import MLP, build
 from pinnsketch.problem import ProblemError
+from pinnsketch.replay import replay
 from pinnsketch.run import Run
 from pinnsketch.slabs import Joined, Slabs, edges_of
 from pinnsketch.solution import Solution
@@ -407,7 +408,7 @@ def test_while_slabs_have_not_begun_there_is_no_estimate():
 def test_a_problem_without_time_has_no_slabs():
     line = Box(x=(0, 1))
     terms = {"poisson": Term(line.interior, lambda u: u.xx), "ends": Term(line.boundary, lambda u: u)}
-    with pytest.raises(ValueError, match=r"network.slabs: expected a problem in time, with a term at domain.start.*Leave slabs out"):
+    with pytest.raises(ValueError, match=r"expected a problem in time, with a term at domain.start.*Leave slabs out"):
         made(Problem(line, "u", terms))
 
 
@@ -457,3 +458,17 @@ def test_features_are_used_up_to_the_last_with_a_weight():
     assert network.used == 0
     network.output.weight.data[0, 5] = 1.0
     assert network.used == 8
+
+
+def test_a_step_that_is_not_finite_is_explained_and_repeated_in_its_slab(tmp_path):
+    source = tmp_path / "waves.py"
+    source.write_text(SOURCE)
+    run = made(folder=tmp_path / "run", source=source, schedule={"method": "adam", "steps": 4})
+    for step in run:
+        if step.index == 7:
+            run.trial.network.acting.layers[1].weight.data[2, 3] = torch.nan
+    run.finish()
+    assert step.index == 8
+    assert not step.finite
+    assert run.origin.place.layer.startswith("networks.1.layers.1")
+    assert replay(tmp_path / "run").place == run.origin.place
