@@ -26,7 +26,7 @@ from pinnsketch.trial import Trial
 F64 = torch.float64
 SQUARE = torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=F64)
 FIRST = {"method": "natural_gradient", "steps": 4}
-LEAST = {"method": "features", "steps": 100, "start": 60}
+LEAST = {"method": "features", "steps": 20, "start": 40}
 SOURCE = """
 from math import pi
 from torch import cos, sin
@@ -61,7 +61,7 @@ def made(given=None, slabs=3, schedule=FIRST, folder=None, source=None, network=
     return Run(given or wave(), make_config(config | more), folder, source=source)
 
 
-def by_features(given=None, slabs=3, width=60, **more):
+def by_features(given=None, slabs=2, width=40, **more):
     network = {"kind": "features", "width": width, "depth": None}
     points = {"interior": 5 * width, "boundary": width, "test": 400}
     return made(given, slabs, LEAST | more, network=network, points=points)
@@ -252,7 +252,7 @@ def test_what_is_matched_need_not_be_linear():
         "decay": Term(domain.interior, lambda u: u.t + u),
         "start": Term(domain.start("t"), lambda u, x: exp(u / 2) - exp(1 + sin(pi * x) / 2)),
     }
-    run = go(by_features(Problem(domain, "u", terms, exact=lambda x, t: (2 + sin(pi * x)) * exp(-t)), slabs=2))
+    run = go(by_features(Problem(domain, "u", terms, exact=lambda x, t: (2 + sin(pi * x)) * exp(-t)), width=60))
     assert run.task.error(run.trial)["overall"] < 1e-7
 
 
@@ -287,8 +287,8 @@ def test_a_schedule_that_says_when_is_left_as_it_is():
 
 
 def test_at_the_ends_of_slabs_u_and_its_slope_go_on():
-    run = go(by_features(width=120))
-    assert run.trial.network.slab == 2
+    run = go(by_features(width=100))
+    assert run.trial.network.slab == 1
     assert run.task.error(run.trial)["overall"] < 1e-7
     assert jumps(run.trial.network, 0) < 1e-7
     assert jumps(run.trial.network, 1) < 1e-6
@@ -296,7 +296,7 @@ def test_at_the_ends_of_slabs_u_and_its_slope_go_on():
 
 
 def test_features_begin_with_what_was_found_before_and_where_that_ends():
-    run = by_features(width=80)
+    run = by_features()
     for step in run:
         if step.method == "next_slab":
             network = run.trial.network
@@ -319,13 +319,12 @@ def test_a_front_that_features_cannot_hold_at_once_they_march_through():
         "start": Term(domain.start("t"), lambda u, x: u - exact(x, 0 * x), weight=10),
     }
     problem = Problem(domain, "u", terms, exact=exact)
-    runs = [go(by_features(problem, slabs, steps=20)) for slabs in (1, 4)]
+    runs = [go(by_features(problem, slabs)) for slabs in (1, 4)]
     errors = [run.task.error(run.trial)["overall"] for run in runs]
     assert errors[1] < errors[0] / 10, errors
 
 
-@pytest.mark.parametrize("stop", [5, 12])
-@pytest.mark.parametrize("kind", ["mlp", "features"])
+@pytest.mark.parametrize(("kind", "stop"), [("mlp", 12), ("features", 5)])
 def test_stopped_in_a_slab_and_resumed_it_ends_bit_for_bit_where_it_would_have_ended(kind, stop, tmp_path):
     def run(folder):
         network = {"kind": kind, "width": 20, "depth": 2 if kind == "mlp" else None}
