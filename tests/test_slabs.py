@@ -18,6 +18,7 @@ from pinnsketch.methods.wight2020_time_marching import NextSlab
 from pinnsketch.network import MLP, build
 from pinnsketch.problem import ProblemError
 from pinnsketch.replay import replay
+from pinnsketch.report.figures import gradients_figure
 from pinnsketch.run import Run
 from pinnsketch.slabs import Joined, Slabs, edges_of
 from pinnsketch.solution import Solution
@@ -348,12 +349,19 @@ def test_stopped_in_a_slab_and_resumed_it_ends_bit_for_bit_where_it_would_have_e
 
 
 def test_the_monitor_watches_what_trains():
-    run, seen = made(monitor={"every": 1, "terms": 2}), {}
+    run, seen = made(monitor={"every": 1, "terms": 2}, train={"schedule": [FIRST], "log": 1}), {}
     for step in run:
         seen[step.index] = run.monitor.read().layers
     for index, slab in ((4, 0), (7, 1), (13, 2)):
         assert all(name.startswith(f"networks.{slab}.") for name in seen[index])
         assert all(layer.gradient_norm > 0 for layer in seen[index].values())
+    lines = gradients_figure(run.finish()).axes[0].lines
+    drawn = {line.get_label(): [x for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True) if y == y] for line in lines}
+    assert len(drawn) == 9
+    for name, steps in drawn.items():
+        slab = int(name.split(".")[1])
+        assert set(steps) <= set(range(5 * slab, 5 * slab + 6))
+        assert steps
 
 
 @pytest.mark.parametrize("method", ["adam", "lbfgs", "dsgnar", "ssbroyden", "spring"])
