@@ -267,7 +267,10 @@ def both(width: int, depth: int, interior: int = 400, boundary: int = 100, **opt
 AUTO: dict[str, Options] = {"auto": {"train": {"method": "auto"}}}
 MINUTE = {"cpu": ((1e-6, 60),), "cuda": ((1e-9, 60),)}
 LINEAR = {"features, tanh": features(2000, 6000, 800), "features, sin": features(1000, 4000, 600, "sin")}
-MARCHED = {"features, tanh, slabs": marching(features(1000, 3000, 400), 8, tolerance=1e-14)}
+MARCHED = {
+    "features, tanh, slabs": marching(features(1000, 3000, 400), 8),
+    "features, tanh, slabs, tolerance 1e-14": marching(features(1000, 3000, 400), 8, tolerance=1e-14),
+}
 CASES: dict[str, Case] = {
     "Poisson 2D": Case(
         shipped("poisson"),
