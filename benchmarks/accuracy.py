@@ -3,7 +3,8 @@
 A row is the median over seeds of the relative L2 error that a method has reached after so many seconds of training, against a
 closed form, or a reference whose own error is given. Set-up is part of the time; imports, the start of a GPU and
 measurements of the error are not. Each training has two threads on a CPU; on a GPU the natural gradient has four times the
-points. Features that hold the solution are marked `sin` (sines for a sine solution) and `enriched`.
+points. Features that hold the solution are marked `sin` (sines for a sine solution) and `enriched`; `slabs` are of time, one
+network for each, trained one after another (their error is of all times, and large until the last slab).
 
     python benchmarks/accuracy.py [--quick] [--device cuda] [--jobs N] [--only PATTERN] [--seeds N] [--out FILE]
 """
@@ -123,6 +124,11 @@ def momentum(width: int, depth: int, interior: int, boundary: int, **options: An
     }
 
 
+def marching(way: Options, slabs: int | Sequence[float], **train: Any) -> Options:
+    """A way in slabs of time; `train`: steps and options for each of them."""
+    return {**way, "network": {**way["network"], "slabs": slabs}, "train": {**way["train"], **train}}
+
+
 def broyden(width: int, depth: int, interior: int, boundary: int) -> Options:
     return {
         "network": {"width": width, "depth": depth},
@@ -162,6 +168,10 @@ AUTO: dict[str, Options] = {"auto": {"train": {"method": "auto"}}}
 MINUTE = {"cpu": ((1e-6, 60),), "cuda": ((1e-9, 60),)}
 LINEAR = {"features, tanh": features(2000, 6000, 800), "features, sin": features(1000, 4000, 600, "sin")}
 LID: dict[str, Options] = {"dsgnar 4x40": sketched(40, 4, 4000, 800), "ssbroyden 4x40": broyden(40, 4, 4000, 800)}
+MARCHED = {
+    "features, tanh, slabs": marching(features(1000, 3000, 400), 8),
+    "features, tanh, slabs, tolerance 1e-14": marching(features(1000, 3000, 400), 8, tolerance=1e-14),
+}
 CASES: dict[str, Case] = {
     "Poisson 2D": Case(
         shipped("poisson"),
@@ -198,6 +208,7 @@ CASES: dict[str, Case] = {
             "natural_gradient 4x20": natural(20, 4, 1000, 100, draw="residual"),
             "dsgnar 4x20": sketched(20, 4, 4000, 200),
             "dsgnar 4x20, damping 1e-3": sketched(20, 4, 4000, 200, damping=1e-3),
+            "dsgnar 4x20, slabs": marching(sketched(20, 4, 4000, 200), (0, 0.3, 0.45, 0.7, 1), steps=150),
             "ssbroyden 3x20": broyden(20, 3, 4000, 200),
         },
         60, {"cpu": ((1e-4, 60),), "cuda": ((1e-9, 300),)}, "8e-9 (vRBA with SSBroyden)",
@@ -208,6 +219,7 @@ CASES: dict[str, Case] = {
             **AUTO,
             "natural_gradient 4x30": natural(30, 4, 1000, 200, draw="residual"),
             "dsgnar 4x30": sketched(30, 4, 4000, 400),
+            "dsgnar 4x30, slabs": marching(sketched(30, 4, 4000, 400), (0, 0.1, 0.25, 0.45, 0.7, 1), steps=200),
             "ssbroyden 3x30": broyden(30, 3, 4000, 400),
         },
         300, {"cpu": ((1e-3, 300),), "cuda": ((1e-7, 300),)}, "1.9e-6 (vRBA with SSBroyden)",
@@ -221,24 +233,33 @@ CASES: dict[str, Case] = {
         {
             **AUTO,
             "natural_gradient 4x30": natural(30, 4, 800, 100),
+            "natural_gradient 4x30, slabs": marching(natural(30, 4, 800, 100), 5, steps=150),
             "dsgnar 4x30": sketched(30, 4, 4000, 200),
+            "dsgnar 4x30, slabs": marching(sketched(30, 4, 4000, 200), 5, steps=150),
             "ssbroyden 3x30": broyden(30, 3, 4000, 200),
         },
         300, {"cpu": ((1e-4, 300),), "cuda": ((1e-8, 300),)}, "2.2e-6 (vRBA with SSBroyden, from a cosine)",
     ),
     "wave, c = 2": Case(
-        shipped("wave"), {**AUTO, **weighted(both(30, 4, 500, 100), ends=1e4, shape=1e4, rest=1e2), **LINEAR},
+        shipped("wave"), {**AUTO, **weighted(both(30, 4, 500, 100), ends=1e4, shape=1e4, rest=1e2), **LINEAR, **MARCHED},
         60, MINUTE, "8e-6 trained (SOAP)",
     ),
     "convection, beta = 30": Case(
-        shipped("convection"), {**AUTO, **both(30, 4, 500, 100), **LINEAR}, 60, MINUTE, "7.5e-3 trained (R3)",
+        shipped("convection"), {**AUTO, **both(30, 4, 500, 100), **LINEAR, **MARCHED}, 60, MINUTE, "7.5e-3 trained (R3)",
     ),
     "convection, beta = 50": Case(
-        shipped("convection", beta=50.0), {**AUTO, **both(30, 4, 500, 100), **LINEAR}, 60, MINUTE, "7.6e-3 trained",
+        shipped("convection", beta=50.0), {**AUTO, **both(30, 4, 500, 100), **LINEAR, **MARCHED}, 60, MINUTE, "7.6e-3 trained",
     ),
     "Helmholtz (1, 4)": Case(shipped("helmholtz"), {**AUTO, **both(30, 4, 500, 150), **LINEAR}, 60, MINUTE),
     "reaction, rho = 5": Case(
-        shipped("reaction"), {**AUTO, **both(20, 4), "features, tanh": features(1000, 4000, 600)},
+        shipped("reaction"),
+        {
+            **AUTO,
+            **both(20, 4),
+            "natural_gradient 4x20, slabs": marching(natural(20, 4, 400, 100), 4, steps=100),
+            "features, tanh": features(1000, 4000, 600),
+            "features, tanh, slabs": marching(features(800, 2600, 400), 8),
+        },
         60, MINUTE, "9.9e-3 trained (NNCG)",
     ),
     "Kovasznay, Re 40": Case(

@@ -39,7 +39,7 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
     Returns: the third is the state of a course one step before its end, where one has been run to the end already, or None.
     """
     run = make(_filled(config, {"train": {"method": "adam", "steps": 1}}))
-    task, trial = run.task, run.trial
+    task, trial = run.task, run.trial.acting
     batch, parameters = task.batch(), [p for p in trial.parameters() if p.requires_grad]
     count = sum(p.numel() for p in parameters)
     mixed, large = config.precision == "mixed", count > SMALL

@@ -23,8 +23,10 @@ from pinnsketch.field import Field, FieldError
 from pinnsketch.geometry.shape import Region
 from pinnsketch.jets import Jacobian, Jets, NoRule, Outer, Streams, Use, by_point, by_rows, by_uses
 from pinnsketch.layers import exact, sketched
+from pinnsketch.marching import at_start, during, expect_march
 from pinnsketch.points import DRAWS, Points, draw
 from pinnsketch.problem import Problem, ProblemError, Unknown, check_names, parameters_of, unread
+from pinnsketch.slabs import Slabs
 from pinnsketch.trial import Trial
 
 Forward = Callable[[Tensor], Tensor]
@@ -73,6 +75,7 @@ class Collocation:
         chunk: evaluate at most so many points at a time; "auto": what suits the machine's cache or memory.
         test: number of points at which errors are measured.
         seed: of the collocation points.
+        slabs: of time, if the solution is sought in one after another: points are those of the present one.
         dtype, device: of all tensors.
 
     Raises:
@@ -93,6 +96,7 @@ class Collocation:
         chunk: int | str = "auto",
         test: int = 4096,
         seed: int = 0,
+        slabs: Slabs | None = None,
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -111,6 +115,9 @@ class Collocation:
         self.notes: list[str] = []
         self._plans: WeakKeyDictionary[Trial, dict[tuple[str, ...], Plan]] = WeakKeyDictionary()
         self._places = group(problem, interior, boundary, terms or {})
+        self.slabs, self._before = slabs, tuple[Trial, ...]()
+        if slabs is not None:
+            expect_march(problem, self._time)
 
     def batch(self, draw: int = 0) -> tuple[Block, ...]:
         """The collocation points of a draw: the same number gives the same points, another gives fresh ones."""
@@ -149,13 +156,33 @@ class Collocation:
     def _block(self, index: int, number: int, times: int = 1) -> Block:
         where, count, names = self._places[index]
         if isinstance(where, Region):
+            if self.slabs is not None:
+                where = during(where, self._time, *self.slabs.interval)
             points, columns = draw(where, times * count, self._sampler, (self._seed, index, number)), {}
         else:
             table = where.columns()
             points = Points(np.stack([table.pop(name) for name in self.problem.coordinates], axis=1))
             columns = {name: self._tensor(values)[:, None] for name, values in table.items()}
         normal = None if points.normal is None else self._tensor(points.normal)
-        return Block(names, self._tensor(points.x), normal, columns)
+        block = Block(names, self._tensor(points.x), normal, columns)
+        if self.slabs is None or not self.slabs.slab or not at_start(self._places[index][0], self._time, self.problem):
+            return block
+        return replace(block, columns=self._ended(block))
+
+    @property
+    def _time(self) -> str:
+        assert self.slabs is not None
+        return self.problem.coordinates[self.slabs.axis]
+
+    def _ended(self, block: Block) -> dict[str, Tensor]:
+        """What the residuals of the start are, `(n, k)`, for the solution in the slab before: it is taken away from them."""
+        assert self.slabs is not None
+        network = self.slabs.networks[self.slabs.slab - 1]
+        if not self._before or self._before[0].network is not network:
+            self._before = (Trial(network),)
+        (trial,) = self._before
+        found = self._planned(trial, block, partial(self._residuals, trial, block))
+        return {_before(name): r.detach() for name, r in found.items()}
 
     def residuals(self, trial: Trial, batch: tuple[Block, ...]) -> dict[str, Tensor]:
         """Each term's residual at its points, `(n, k)`."""
@@ -308,7 +335,8 @@ class Collocation:
     def _say_why(self, block: Block, plan: Plan) -> None:
         if plan.why:
             terms = ", ".join(block.terms)
-            self.notes.append(f"{terms}: derivatives by nested differentiation, which is slower ({plan.why}).")
+            note = f"{terms}: derivatives by nested differentiation, which is slower ({plan.why})."
+            self.notes += [] if note in self.notes else [note]
 
     def _trace(self, trial: Trial, block: Block) -> Plan:
         """One forward pass is used only where it gives the residuals that nested differentiation gives."""
@@ -392,7 +420,8 @@ class Collocation:
                 f"Term {name!r}: its residual must be a tensor of shape ({n}, 1), one row a point; got {got}. "
                 "Unknowns and coordinates come as (n, 1): keep that shape."
             )
-        return residual
+        before = names.get(_before(name))
+        return residual if before is None else residual - before
 
     def losses(self, model: Trial, batch: tuple[Block, ...]) -> dict[str, Tensor]:
         """Each term's mean square residual, a scalar, before weighting; of a piece, its part of that."""
@@ -506,6 +535,11 @@ class Collocation:
 
     def _tensor(self, array: Any) -> Tensor:
         return torch.as_tensor(array, **self._to)
+
+
+def _before(term: str) -> str:
+    """The name of what is taken away from a residual, which no residual can ask for."""
+    return f"before {term}"
 
 
 def _agree(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:

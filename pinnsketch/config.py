@@ -96,6 +96,15 @@ def _auto_or_count(value: Any) -> Any:
     return value
 
 
+def _count_or_edges(value: Any) -> Any:
+    if isinstance(value, (list, tuple)) and len(value) > 1 and all(_is_number(v) for v in value):
+        return tuple(map(float, value))
+    value = _whole(value)
+    if not (isinstance(value, int) and value > 0):
+        raise PydanticCustomError("number", "expected a whole number above 0, or the edges as in [0, 0.1, 0.4, 1]")
+    return value
+
+
 def _auto_or_switch(value: Any) -> Any:
     if value != "auto" and not isinstance(value, bool):
         raise PydanticCustomError("number", "expected auto, true or false")
@@ -156,7 +165,8 @@ class NetworkConfig(Section):
     """The network: its kind, width, depth and activation of its hidden layers, and how fast it oscillates at the start.
 
     `patches`: of features, along each coordinate. `harmonics`: of periodic coordinates, as cosines, sines. `stages`: networks
-    that it is the sum of, for the method next_stage. What a kind does not have is None; defaults are those of the kind.
+    that it is the sum of, for the method next_stage. `slabs`: of time, with a network for each, trained one after another: how
+    many, or their edges. What a kind does not have is None; defaults are those of the kind.
     """
 
     kind: Annotated[str, row_of(KINDS, "network")] = "mlp"
@@ -167,6 +177,7 @@ class NetworkConfig(Section):
     patches: Count | dict[str, Count] | None = None
     harmonics: Count | None = 1
     stages: Count | None = 1
+    slabs: Annotated[int | tuple[float, ...], BeforeValidator(_count_or_edges)] = 1
 
     @model_validator(mode="before")
     @classmethod

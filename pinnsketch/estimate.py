@@ -28,6 +28,7 @@ from pinnsketch.collocation import Collocation
 from pinnsketch.geometry.shape import Region, Shape
 from pinnsketch.periodic import Periodic
 from pinnsketch.problem import ProblemError
+from pinnsketch.slabs import Joined, Slabs
 from pinnsketch.trial import Trial
 
 FEATURES, COLUMNS, SLOPES = 400, 900, (0.5, 10.0)
@@ -103,7 +104,7 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
     trial = trial if trial.dtype == x.dtype else deepcopy(trial).to(x.dtype)
     m, generator = len(names), torch.Generator().manual_seed(SEED)
     features = min(FEATURES, COLUMNS // m)
-    network = Corrected(trial.network, task.problem.domain, m, features, generator)
+    network = Corrected(_joined(trial, task), task.problem.domain, m, features, generator)
     corrected = trial.around(network)
     parameters = [network.out.weight, network.out.bias, *(raw for raw in corrected.raw.values() if raw.requires_grad)]
     there = task.elsewhere(*_points(task, sum(p.numel() for p in parameters)), SEED)
@@ -123,9 +124,10 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
     before, after = float(held.norm()), float((held + further.times(c)).norm())
     with torch.no_grad():
         u, basis = trial(x), network.basis(x)
+        jumps = smooth(x) - u
     basis = torch.cat([basis, torch.ones_like(basis[:, :1])], 1)
     columns = [[*range(k * features, (k + 1) * features), m * features + k] for k in range(m)]
-    e = torch.stack([basis @ c[own] for own in columns], 1)
+    e = torch.stack([basis @ c[own] for own in columns], 1) + jumps
     stability = space.stability(basis.T @ basis / len(x), columns)
     size, off = (float(value.norm()) / len(x) ** 0.5 for value in (u + e, e))
     shifts = c[m * (features + 1) :].tolist()
@@ -138,6 +140,26 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
         explained=1 - after / before if before else 1.0,
         stability=stability,
     )
+
+
+def _joined(trial: Trial, task: Collocation) -> nn.Module:
+    """The network; in slabs of time, without the jumps between them, which residuals do not see.
+
+    Raises:
+        ProblemError: if a slab has not begun, or more than value and slope go on from one to the next.
+    """
+    slabs = trial.network
+    if not isinstance(slabs, Slabs):
+        return slabs
+    if slabs.slab + 1 < len(slabs.networks):
+        raise ProblemError(f"{slabs.slab + 1} of {len(slabs.networks)} slabs of time have begun: there is no solution yet")
+    starts = [block for block in task.batch() if bool((block.x[:, slabs.axis] == slabs.interval[0]).all())]
+    plans = [task.plan(trial.acting, block) for block in starts]
+    orders = [order for plan in plans if plan.streams for order in plan.streams.orders]
+    most = max([0, *(sum(part == slabs.axis for part in order) for order in orders)])
+    if most > 1 or any(plan.streams is None for plan in plans):
+        raise ProblemError("terms at the start read more than the value and the first derivative in time")
+    return Joined(slabs, most)
 
 
 def estimated(trial: Trial, task: Collocation) -> dict[str, Any]:

@@ -99,6 +99,13 @@ class Features(nn.Module):
         """The number of features M."""
         return len(self.directions)
 
+    @property
+    def used(self) -> int:
+        """The number of features up to the last one with a weight that is not zero; 0: it is blank."""
+        own = self.output.weight[:, len(self._enrichment) :].ne(0).any(0)
+        count = prod(self.patches)
+        return (int(own.nonzero()[-1]) // count + 1) * count if bool(own.any()) else 0
+
     def first(self, width: int) -> Features:
         """A network of so many of the features, as many for each patch, with an output layer of its own."""
         count = prod(self.patches)

@@ -34,7 +34,7 @@ class Gradient:
 
     def __init__(self, model: nn.Module, task: Any, compile: bool | str = False, steps: int = 0) -> None:
         self.notes: list[str] = []
-        self._model, self._task, self._steps = model, task, steps
+        self._whole, self._task, self._steps = model, task, steps
         self._pieces = getattr(task, "pieces", lambda model, batch: [batch])
         self._saved = getattr(task, "saved", lambda model, piece: 0)
         on_gpu = any(p.is_cuda for p in model.parameters())
@@ -43,6 +43,11 @@ class Gradient:
         self._cut: tuple[Any, list[Any]] = (None, [])
         self._ready: dict[Any, Callable[[Any], tuple[Tensor, Slopes]]] = {}
         self._captured: Captured | None = None
+
+    @property
+    def _model(self) -> nn.Module:
+        """What trains: of a network in slabs of time, the part in the present one."""
+        return getattr(self._whole, "acting", self._whole)
 
     def __call__(self, batch: Any) -> Values:
         if self._capture and self._captured is None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pinnsketch.blank import blank
 from pinnsketch.features import Features
 from pinnsketch.periodic import Periodic
+from pinnsketch.slabs import Slabs, edges_of
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -138,7 +139,7 @@ def options_of(kind: str) -> dict[str, Any]:
     given = {"bounds", "outputs", "periodic", "enrichment", "generator", "dtype"}
     found = signature(KINDS[kind].__init__).parameters.values()
     options = {p.name: p.default for p in found if p.default is not Parameter.empty and p.name not in given}
-    return options | ({"stages": 1} if KINDS[kind] is MLP else {})
+    return options | {"slabs": 1} | ({"stages": 1} if KINDS[kind] is MLP else {})
 
 
 def build(
@@ -149,12 +150,15 @@ def build(
     outputs: int,
     enrichment: Sequence[Callable[[Tensor], Tensor]] = (),
     periodic: Sequence[str] = (),
+    time: str | None = None,
     **more: Any,
 ) -> nn.Module:
     """A network as a config describes it: numbers by coordinate in the order of these; `more`: generator and dtype.
 
+    Slabs are those of the coordinate `time`.
+
     Raises:
-        ValueError: if a coordinate is not known, or the kind takes no enrichment.
+        ValueError: if a coordinate is not known, the kind takes no enrichment, or there is no time for slabs.
     """
     given = {name: value for name, value in options.items() if value is not None}
     given["periodic"] = tuple(axis for axis, name in enumerate(coordinates) if name in periodic)
@@ -168,6 +172,21 @@ def build(
         if "enrichment" not in signature(KINDS[kind].__init__).parameters:
             raise ValueError(f"The problem has an enrichment, which networks of kind features take; got the kind {kind}.")
         given["enrichment"] = enrichment
-    stages = given.pop("stages", 1)
+    stages, slabs = given.pop("stages", 1), given.pop("slabs", 1)
+    if slabs != 1:
+        if stages != 1:
+            raise ValueError("network: expected stages or slabs; got both. A second network in each slab is not there yet.")
+        if time is None:
+            raise ValueError(
+                "network.slabs: expected a problem in time, with a term at domain.start(...) that says how it begins; there is "
+                "none. Leave slabs out, or name the coordinate that is time, as in Term(domain.start('t'), ...)."
+            )
+        axis, parts = list(coordinates).index(time), []
+        edges = edges_of(slabs, *bounds[axis].tolist())
+        for ends in pairwise(edges):
+            within = bounds.clone()
+            within[axis] = torch.tensor(ends)
+            parts.append(KINDS[kind](within, outputs, **given, **more))
+        return Slabs(parts, edges, axis)
     networks = [KINDS[kind](bounds, outputs, **given, **more) for _ in range(stages)]
     return networks[0] if stages == 1 else Multistage(networks, more.get("generator"))  # type: ignore[arg-type]

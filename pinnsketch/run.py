@@ -21,14 +21,17 @@ from pinnsketch.config import RunConfig, dump_config, read_config
 from pinnsketch.course import PROBE, Course, Running, expect_checkpoint
 from pinnsketch.estimate import estimated
 from pinnsketch.library import load_problem
+from pinnsketch.marching import time_of
 from pinnsketch.methods.wang2024_multistage import expect_stages
+from pinnsketch.methods.wight2020_time_marching import expect_slabs
 from pinnsketch.monitor import Monitor
 from pinnsketch.network import build
 from pinnsketch.origin import Origin, trace
 from pinnsketch.problem import Data, Problem
 from pinnsketch.record import write_results
+from pinnsketch.slabs import Slabs
 from pinnsketch.solution import Solution
-from pinnsketch.train import Step
+from pinnsketch.train import Stage, Step
 from pinnsketch.trial import Trial
 from pinnsketch.workplace import Folder, RunError, device_of
 
@@ -75,12 +78,16 @@ class Run(Running):
         self.described = network is None
         made = network or build_network(config, problem, torch.Generator().manual_seed(seed)).to(device)
         expect_stages(made, sum(stage.method == "next_stage" for stage in config.train.stages))
+        slabs = made if isinstance(made, Slabs) else None
+        schedule = marching(config.train.stages, slabs)
+        expect_slabs(made, sum(stage.method == "next_slab" for stage in schedule))
         self.trial = Trial(made, problem.coefficients)
         self.task = Collocation(
             problem,
             **config.points.model_dump(exclude={"resample"}),
             weights=config.weights,
             seed=seed,
+            slabs=slabs,
             dtype=dtype,
             device=device,
         )
@@ -89,17 +96,16 @@ class Run(Running):
             warnings.append(
                 "the problem's enrichment is left out: it is for networks of kind features, not for one of your own."
             )
-        self._points = self.task.batch()
         self.course = Course(
             "trial",
             self.trial,
             self.task,
-            config.train.stages,
+            schedule,
             folder,
             self._watch,
             resample=config.points.resample,
             compile=config.train.compile,
-            work=config.network.width * max(len(block.x) for block in self._points),
+            work=config.network.width * max(len(block.x) for block in self.task.batch()),
             threads=config.threads,
             matmul="high" if config.precision == "mixed" else "highest",
             warnings=warnings,
@@ -117,7 +123,8 @@ class Run(Running):
     def _watch(self) -> Monitor | None:
         if self.config.monitor is None:
             return None
-        inside = next((block for block in self._points if block.normal is None), self._points[0])
+        points = self.task.batch()
+        inside = next((block for block in points if block.normal is None), points[0])
         return Monitor(
             self.trial.network,
             inside.x[:PROBE].to(self.trial.dtype, copy=True),
@@ -187,8 +194,8 @@ class Run(Running):
         due = self._compare > 0 and step.finite and (step.index - 1) % self._compare == 0
 
         def compare(monitor: Monitor) -> None:
-            batch = self.task.batch(self._draw(step)) if self.config.points.resample else self._points
-            monitor.note_terms(self.task.by_term(self.trial, batch, monitor.parameters))
+            batch = self.task.batch(self._draw(step))
+            monitor.note_terms(self.task.by_term(self.trial.acting, batch, monitor.parameters))
 
         if self.course.look(step, compare if due else None) and self.origin and self.origin.found:
             at, said = self.origin.place, self.origin.sentence.rstrip(".")
@@ -319,9 +326,17 @@ def build_network(config: RunConfig, problem: Problem, generator: torch.Generato
         len(problem.unknowns),
         problem.enriching,
         problem.domain.periodic,
+        time_of(problem) if config.network.slabs != 1 else None,
         generator=generator,
         dtype=torch.float64 if config.precision == "float64" else torch.float32,
     )
+
+
+def marching(stages: list[Stage], slabs: Slabs | None) -> list[Stage]:
+    """A schedule for all slabs of time: the stages for each, with `next_slab` between, unless that is among them."""
+    if slabs is None or any(stage.method == "next_slab" for stage in stages):
+        return stages
+    return [*[stage for _ in slabs.networks[1:] for stage in (*stages, Stage("next_slab", 1))], *stages]
 
 
 @contextmanager

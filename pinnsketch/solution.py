@@ -15,6 +15,7 @@ from pinnsketch import checkpoint
 from pinnsketch.collocation import Collocation
 from pinnsketch.estimate import estimated
 from pinnsketch.health import Health
+from pinnsketch.marching import time_of
 from pinnsketch.network import build
 from pinnsketch.problem import Problem
 from pinnsketch.trial import Trial
@@ -57,6 +58,7 @@ class Solution:
                 "unknowns": list(problem.unknowns),
                 "bounds": problem.domain.bounds.tolist(),
                 "periodic": list(problem.domain.periodic),
+                "time": time_of(problem) if (network or {}).get("slabs", 1) != 1 else None,
             }
         self.history, self.health = history or [], Health() if health is None else health
 
@@ -167,7 +169,7 @@ class Solution:
             names = state["names"]
             bounds = torch.tensor(names["bounds"], dtype=torch.float64)
             functions = problem.enriching if problem else []
-            described = (names["coordinates"], len(names["unknowns"]), functions, names.get("periodic", ()))
+            described = (names["coordinates"], len(names["unknowns"]), functions, names.get("periodic", ()), names.get("time"))
             network = build(options.pop("kind"), options, bounds, *described, dtype=dtype)
         trial = Trial(network)
         own = {name.removeprefix("network."): value for name, value in state["state"].items() if name.startswith("network.")}
@@ -179,8 +181,8 @@ class Solution:
             trial.fix(name, value)
         health = Health()
         health.load_state_dict(state["health"])
-        given = {word: state[word] for word in ("metrics", "names", "network", "history")}
-        return cls(trial, **given, health=health, enriched=enriched)
+        kept = {word: state[word] for word in ("metrics", "names", "network", "history")}
+        return cls(trial, **kept, health=health, enriched=enriched)
 
     def __repr__(self) -> str:
         error = "" if not self.error else f", relative L2 error {self.error['overall']:.2e}"

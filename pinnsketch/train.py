@@ -117,6 +117,7 @@ def train(
     done = state["done"] if state else 0
     for number, stage in enumerate(schedule[first:], start=first):
         parameters = [p for p in model.parameters() if p.requires_grad]  # a method may have changed which these are
+        acting = getattr(model, "acting", model)  # of a network in slabs of time, the part that trains
         method: Method = METHODS[stage.method](parameters, **stage.options)
         if state and number == first:
             method.load_state_dict(state["method"])
@@ -125,10 +126,10 @@ def train(
             draw = index // resample if resample else 0
             fresh = resample > 0 and done > 0 and draw != (index - 1) // resample  # whether or not this is a resumed run
             if objective is None or fresh:
-                batch = choose(model, draw)
+                batch = choose(acting, draw)
                 if chooses and state and number == first and objective is None and done and not fresh:
                     batch = holding(batch, iter(state["batch"]))  # chosen for the model as it was then
-                objective = Objective(parameters, partial(gradient, batch), tuple(task.weights), model, task, batch)
+                objective = Objective(parameters, partial(gradient, batch), tuple(task.weights), acting, task, batch)
                 objective.fresh = fresh
             if stage.decay != "none":
                 method.scale(DECAYS[stage.decay](done / stage.steps))

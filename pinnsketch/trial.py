@@ -22,6 +22,7 @@ class Trial(nn.Module):
     def __init__(self, network: nn.Module, coefficients: Mapping[str, Unknown] | None = None) -> None:
         super().__init__()
         self.network = network
+        self._part: tuple[Trial, ...] = ()
         self._positive = {name: unknown.positive for name, unknown in (coefficients or {}).items()}
         reference = next(network.parameters(), None)
         if reference is None:
@@ -45,6 +46,16 @@ class Trial(nn.Module):
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.network.parameters()).device
+
+    @property
+    def acting(self) -> Trial:
+        """What trains now: this, or of a network in slabs of time the part in the present one, with the same coefficients."""
+        network = getattr(self.network, "acting", self.network)
+        if network is self.network:
+            return self
+        if not self._part or self._part[0].network is not network:
+            self._part = (self.around(network),)
+        return self._part[0]
 
     def around(self, network: nn.Module) -> Trial:
         """A trial of another network with these same coefficients."""

@@ -23,11 +23,11 @@ PROBLEMS = sorted((ROOT / "problems").glob("*.py"))
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "problem" in read_yaml(path, "problem: NAME")]
 TIERS = [
     {"sketch", "derivatives", "jets", "geometry", "graphed", "blank"},
-    {"periodic", "features"},
+    {"periodic", "features", "slabs"},
     {"field", "points", "network", "gauges", "layers"},
     {"problem"},
     {"reference", "blocks", "monitor", "methods", "compiled"},
-    {"trial", "gradient"},
+    {"trial", "gradient", "marching"},
     {"collocation", "health", "train", "checkpoint"},
     {"estimate"},
     {"downloads"},

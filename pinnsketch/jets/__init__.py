@@ -8,6 +8,7 @@ carried as one stream (Li et al. 2024, forward Laplacian; Dangel et al. 2025, co
 from pinnsketch.jets.jacobian import Basis, Jacobian, Outer, by_point, by_rows, by_uses
 from pinnsketch.jets.jet import RULES, Jet, Jets, NoRule, Use, linear
 from pinnsketch.jets.known import of_points
+from pinnsketch.jets.pieces import held, in_pieces
 from pinnsketch.jets.streams import Streams
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "by_point",
     "by_rows",
     "by_uses",
+    "held",
+    "in_pieces",
     "linear",
     "of_points",
 ]

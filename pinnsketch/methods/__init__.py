@@ -19,6 +19,7 @@ from pinnsketch.methods.urban2025_ssbroyden import SSBroyden
 from pinnsketch.methods.vyas2024_soap import SOAP
 from pinnsketch.methods.wang2024_multistage import NextStage
 from pinnsketch.methods.webb2026_dsgnar import Dsgnar
+from pinnsketch.methods.wight2020_time_marching import NextSlab
 
 METHODS: dict[str, type[Method]] = {
     "adam": Adam,
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "lbfgs": LBFGS,
     "muon": method_of(Muon),
     "natural_gradient": NaturalGradient,
+    "next_slab": NextSlab,
     "next_stage": NextStage,
     "nncg": NNCG,
     "polish": Polish,

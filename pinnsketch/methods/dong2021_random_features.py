@@ -77,6 +77,8 @@ class RandomFeatures:
         self._first = inf
         """The residual at fresh points before any solve."""
         self._affine = False
+        self._begun = False
+        """Whether the network was fitted before, as in a later slab of time: then its R and number of features are a start."""
         self._best: Fit | None = None
         self._now: Fit | None = None
         """What is being fitted, or is to be fitted next."""
@@ -104,8 +106,9 @@ class RandomFeatures:
         if self._now is None:
             weights = Weights(task, model)
             weights.trace(batch)
-            self._affine, self._first = weights.affine(batch), size_of(weights, fresh(task))
-            self._now = self._search(objective)
+            self._affine, self._begun = weights.affine(batch), model.network.used > 0
+            self._first = self._blank(weights, task) if self._begun else size_of(weights, fresh(task))
+            self._now = self._present(model) if self._begun else self._search(objective)
         probe = self._placed(self._now, objective)
         solved = gauss_newton(probe, batch, self._affine)
         if not isfinite(solved.before):
@@ -134,6 +137,20 @@ class RandomFeatures:
             found.fill(fit.weights)
         elif not self._affine:
             _fit(network, objective.model.network, torch.cat([block.x for block in objective.batch]).to(network.radius.dtype))
+        return found
+
+    def _present(self, model: Any) -> Fit:
+        """The fit that a network is."""
+        size = model.network.used
+        some = model.on(model.network.first(size))
+        return Fit(size, some.network.radius.tolist(), Weights(None, some).parts)
+
+    def _blank(self, weights: Weights, task: Any) -> float:
+        """The residual at fresh points without any features."""
+        start = weights.now
+        weights.place(torch.zeros_like(start))
+        found = size_of(weights, fresh(task))
+        weights.place(start)
         return found
 
     def _search(self, objective: Objective) -> Fit:
@@ -173,7 +190,7 @@ class RandomFeatures:
 
     def _choose(self, now: Fit, width: int) -> None:
         """Judge a fit, and choose what is fitted next."""
-        before, change = self._best.cost if self._best else inf, self._change
+        before, change, new = self._best.cost if self._best else inf, self._change, self._best is None
         helped = now.cost < (PAYS if change is None else BETTER) * before
         self._best = best = now if self._best is None or now.cost < before else self._best
         changes = _changes(len(best.radius), 2**0.5)
@@ -182,6 +199,8 @@ class RandomFeatures:
         fine = best.residual <= max(best.rounding, FINE * self._tolerance * self._first)
         if fine or self._change == len(changes):
             self._change = None
+        if new and self._begun:
+            self._grows = not fine
         if best.residual <= self._tolerance * self._first:
             self._stalled = "the residual at fresh points has fallen to the tolerance"
         elif self._change is not None:
@@ -199,6 +218,7 @@ class RandomFeatures:
         fits = {name: None if fit is None else vars(fit) for name, fit in (("best", self._best), ("now", self._now))}
         mine = {
             "affine": self._affine,
+            "begun": self._begun,
             "first": self._first,
             "change": self._change,
             "grows": self._grows,
@@ -208,6 +228,7 @@ class RandomFeatures:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._affine, self._first, self._stalled = state["affine"], state["first"], state["stalled"]
+        self._begun = state["begun"]
         self._change, self._grows = state["change"], state["grows"]
         self._best, self._now = (None if state[name] is None else Fit(**state[name]) for name in ("best", "now"))
 

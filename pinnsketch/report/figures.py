@@ -182,12 +182,14 @@ def gradients_figure(solution: Solution) -> Figure | None:
     history = [row for row in solution.history if row.get("layers")]
     if not history:
         return None
-    steps, layers = [row["step"] for row in history], list(history[0]["layers"])
+    steps, layers = [row["step"] for row in history], list(dict.fromkeys(name for row in history for name in row["layers"]))
     figure, ((top,), (middle,), (bottom,)) = panels(7, 7.2, 3, sharex=True)
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
     for layer, colour in zip(layers, colours, strict=True):
         for axes, key in ((top, "gradient_norm"), (middle, "update_ratio"), (bottom, "drift")):
-            axes.plot(steps, [_number(row["layers"][layer].get(key)) for row in history], color=colour, label=layer, lw=1)
+            axes.plot(
+                steps, [_number(row["layers"].get(layer, {}).get(key)) for row in history], color=colour, label=layer, lw=1
+            )
     top.set(yscale=_scale(top), ylabel="gradient norm\n(loss / weight)")
     middle.set(yscale=_scale(middle), ylabel="update / weight\n(dimensionless)")
     bottom.set(ylabel="drift: cosine with\nmean gradient", xlabel="training step", ylim=(-1.05, 1.05))

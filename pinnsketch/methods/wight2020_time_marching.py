@@ -1,0 +1,97 @@
+"""The next slab of time (Wight & Zhao 2020, time marching; Krishnapriyan et al. 2021, sequence to sequence).
+
+The network of the present slab has been trained and stays; that of the next one goes on where it ends. Its start is matched
+by the residuals of the start themselves: in place of `r_0(u)` stands `r_0(u) - r_0(u_before)` at t_k, so that all that an
+initial condition speaks of goes on across t_k, u_t as well as u. The points are drawn in the next slab.
+
+A trained network begins with the weights of the one before (Webb, Jerad & Cartis 2026): it does what that did, one slab later.
+Random features begin with the range R and the number that were found before, fitted to what u was at t_k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pinnsketch.features import Features
+from pinnsketch.jets import held
+from pinnsketch.methods.least_squares import least_squares
+from pinnsketch.methods.method import Evaluation, Objective
+from pinnsketch.slabs import Slabs
+
+
+class NextSlab:
+    """Lets the network of the next slab of `network: {slabs: 4}` train, in place of the present one; takes one step."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._done = False
+
+    def scale(self, factor: float) -> None:
+        raise ValueError("next_slab chooses what trains: there is no lr that could decay.")
+
+    @property
+    def stalled(self) -> str | None:
+        return "the next slab trains from here on" if self._done else None
+
+    def step(self, objective: Objective) -> Evaluation:
+        task = objective.task
+        slabs: Any = getattr(task, "slabs", None)
+        expect_slabs(slabs, 1)
+        before = slabs.acting
+        slabs.begin(slabs.slab + 1)
+        batch = task.batch(0)
+        x = torch.cat([block.x for block in batch])
+        _follow(slabs, before, x)
+        self._done = True
+        model = objective.model.around(slabs.acting)
+        losses = task.losses(model, batch)
+        loss = sum((task.weights[name] * value for name, value in losses.items()), x.new_zeros(()))
+        given = [p for p in model.parameters() if p.requires_grad]
+        for p, g in zip(given, torch.autograd.grad(loss, given, allow_unused=True), strict=True):
+            p.grad = g
+        numbers = {name: value.item() for name, value in losses.items()}
+        return Evaluation(loss.item(), numbers, isfinite(loss.item()))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self._done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._done = state["done"]
+
+
+def _follow(slabs: Slabs, before: nn.Module, x: Tensor) -> None:
+    """Let the network of the present slab begin by the one before, at points `(n, d)` of the slab."""
+    new = slabs.acting
+    with torch.no_grad():
+        if not isinstance(new, Features):
+            for p, q in zip(new.parameters(), before.parameters(), strict=True):
+                p.copy_(q)
+            return
+        x = x.to(new.radius)
+        values = before(held(x, slabs.axis, slabs.edges[slabs.slab]))
+        assert isinstance(before, Features)
+        new.radius.copy_(before.radius)
+        some = new.first(before.used)
+        features = torch.cat([some.hidden(x), torch.ones_like(values[:, :1])], dim=1)
+        for k, column in enumerate(values.unbind(1)):
+            found = least_squares(features, column)
+            some.output.weight[k], some.output.bias[k] = found[:-1], found[-1]
+        new.take(some)
+
+
+def expect_slabs(network: Any, count: int) -> None:
+    """Refuse a network with fewer than so many slabs to come.
+
+    Raises:
+        ValueError: if it has fewer.
+    """
+    slabs, now = (len(network.networks), network.slab) if isinstance(network, Slabs) else (1, 0)
+    if count and now + count >= slabs:
+        raise ValueError(
+            f"method next_slab: expected {count} more slab{'s' * (count > 1)} to go on with; got {slabs} in all, of which "
+            f"number {now + 1} trains. Set network: {{slabs: {now + count + 1}}}."
+        )
