@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from functools import cache
 from inspect import isfunction
 from pathlib import Path
 
@@ -57,6 +58,7 @@ configs = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 sources = pytest.mark.parametrize("path", SOURCES.values(), ids=SOURCES)
 
 
+@cache
 def tree(path):
     return ast.parse(path.read_text(), str(path))
 
