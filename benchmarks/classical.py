@@ -197,7 +197,12 @@ def solvers(name: str) -> dict[str, Solver]:
         def at(x: float) -> Callable[[float], float]:
             return lambda t: float(u(np.array([[x, t]]))[0, 0])
 
-        ends = ((-4.0, 0, at(-4)), (8.0, 0, at(8)), (8.0, 1, lambda t: 0.0))
+        def slope(t: float) -> float:
+            a, b, low = 8 - 28 * t, 24 - 36 * t, 3 * np.cosh(8 - 28 * t) + np.cosh(24 - 36 * t)
+            top = 96 * (np.sinh(16 - 8 * t) + np.sinh(32 - 64 * t) / 2)
+            return float(top / low**2 - 6 * at(8)(t) * (np.sinh(a) + np.sinh(b)) / low)
+
+        ends = ((-4.0, 0, at(-4)), (8.0, 0, at(8)), (8.0, 1, slope))
         equation = Evolution((-4, 8, 0.25), lambda x: 6 / np.cosh(x) ** 2, -1.0, 3, kdv, ends, linear=False)
         return evolving(equation, [(100, 25), (200, 50), (400, 100), (800, 200)], [(96, 15), (128, 20), (160, 30), (192, 40)])
     if name.startswith("Kovasznay"):

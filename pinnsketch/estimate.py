@@ -104,7 +104,8 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
     trial = trial if trial.dtype == x.dtype else deepcopy(trial).to(x.dtype)
     m, generator = len(names), torch.Generator().manual_seed(SEED)
     features = min(FEATURES, COLUMNS // m)
-    network = Corrected(_joined(trial, task), task.problem.domain, m, features, generator)
+    smooth = _joined(trial, task)
+    network = Corrected(smooth, task.problem.domain, m, features, generator)
     corrected = trial.around(network)
     parameters = [network.out.weight, network.out.bias, *(raw for raw in corrected.raw.values() if raw.requires_grad)]
     there = task.elsewhere(*_points(task, sum(p.numel() for p in parameters)), SEED)

@@ -128,8 +128,6 @@ def test_the_exact_solution_satisfies_what_peers_are_given(name):
     for residual in residuals:
         assert residual.abs().max() < 1e-7, name
     for condition in e.conditions:
-        if name.startswith("KdV") and condition.along:
-            continue  # u_x = 0 at x = 8, as in accuracy.py, holds to 7e-5 only
         for face in condition.faces:
             ranges = {axis: face.get(axis, pair) for axis, pair in e.bounds.items()}
             places = {axis: random.uniform(*(r if isinstance(r, tuple) else (r, r)), 40) for axis, r in ranges.items()}
