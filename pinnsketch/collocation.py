@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import hypot, inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pinnsketch.blocks import Block, Part, cut, group, known_terms
@@ -22,7 +23,7 @@ from pinnsketch.field import Field, FieldError
 from pinnsketch.geometry.shape import Region
 from pinnsketch.jets import Jacobian, Jets, NoRule, Outer, Streams, Use, by_point, by_rows, by_uses
 from pinnsketch.layers import exact, sketched
-from pinnsketch.points import Points, draw
+from pinnsketch.points import Points, draw, draw_within
 from pinnsketch.problem import Problem, ProblemError, Unknown, check_names, parameters_of, unread
 from pinnsketch.trial import Trial
 
@@ -32,6 +33,8 @@ TRACED = 16
 """Points at which a residual is traced."""
 CHUNK_BYTES, MIN_CHUNK = (64 << 20, 4 << 30), 1000
 """What a piece of a batch keeps for the reverse pass: on a CPU its cache holds most of that; and points it has at least."""
+PROPOSED = 64
+"""Points in a box, of 64 times as many tried at most, by one of which it meets the domain."""
 TEST_SEED = 271828
 """Errors are measured at points drawn with this seed, whatever the seed of training."""
 
@@ -57,6 +60,28 @@ class Plan:
     why: str = ""
     passes: int = 1
     rows: bool | None = None
+
+
+class Cell(NamedTuple):
+    """A box with corners `(d,)`, and numbers that tell it from all others."""
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    key: tuple[int, ...]
+
+
+class Within(NamedTuple):
+    """Points that were drawn box by box.
+
+    Args:
+        block: the points.
+        factor: of the scaled residuals of each `(n,)`: with it, their squares add up to the loss of points spread evenly.
+        box: the number of the box of each, `(n,)`.
+    """
+
+    block: Block
+    factor: Tensor
+    box: Tensor
 
 
 class Collocation:
@@ -106,11 +131,57 @@ class Collocation:
         self.weights = {name: (weights or {}).get(name, term.weight) for name, term in problem.terms.items()}
         self.notes: list[str] = []
         self._plans: WeakKeyDictionary[Trial, dict[tuple[str, ...], Plan]] = WeakKeyDictionary()
+        self._parts: dict[tuple[int, ...], tuple[Points, float]] = {}
         self._places = group(problem, interior, boundary, terms or {})
 
     def batch(self, draw: int = 0) -> tuple[Block, ...]:
         """The collocation points of a draw: the same number gives the same points, another gives fresh ones."""
         return tuple(self._block(i, draw) for i in range(len(self._places)))
+
+    def within(self, boxes: Sequence[Cell], interior: int, boundary: int, draw: int = 0) -> list[Within]:
+        """Points in each of some boxes: so many where these lie inside a region, and on the part of a boundary in them.
+
+        Args:
+            boxes: what does not overlap, and together holds the domain.
+            interior, boundary: how many in each.
+            draw: its number; each box has the same points, whatever others there are.
+        """
+        found = []
+        for index, (where, _, names) in enumerate(self._places):
+            if isinstance(where, Region):
+                n = boundary if where.has_normal else interior
+                parts = [self._part(index, n, draw, box) for box in boxes]
+                points = [points for points, _ in parts]
+                counts = np.array([len(p.x) for p in points])
+                shares = np.repeat([amount / max(len(p.x), 1) for p, amount in parts], counts)
+                normal = self._tensor(np.concatenate([p.normal for p in points])) if where.has_normal else None  # type: ignore[misc]
+                block = Block(names, self._tensor(np.concatenate([p.x for p in points])), normal, {})
+                which = np.repeat(np.arange(len(boxes)), counts)
+            else:
+                block = self._block(index, 0)
+                x = block.x.cpu().numpy()
+                inside = np.stack([((x >= box.low) & (x <= box.high)).all(axis=1) for box in boxes], axis=1)
+                which, shares = inside.argmax(axis=1), np.ones(len(x))
+            factor = self._tensor(np.sqrt(shares * len(shares) / max(shares.sum(), 1e-300)))
+            found.append(Within(block, factor, torch.as_tensor(which, device=block.x.device)))
+        return found
+
+    @staticmethod
+    def cell(low: NDArray[np.float64], high: NDArray[np.float64], key: tuple[int, ...]) -> Cell:
+        """A box for `within`."""
+        return Cell(low, high, key)
+
+    def meets(self, box: Cell) -> bool:
+        """Whether the domain has points in a box."""
+        return draw_within(self.problem.domain.interior, box.low, box.high, PROPOSED, box.key)[1] > 0
+
+    def _part(self, index: int, count: int, number: int, box: Cell) -> tuple[Points, float]:
+        """What is drawn in one box is a pure function of it, and is kept."""
+        key = (index, count, number, *box.key)
+        if key not in self._parts:
+            where: Any = self._places[index][0]
+            self._parts[key] = draw_within(where, box.low, box.high, count, (self._seed, index, number, *box.key))
+        return self._parts[key]
 
     def elsewhere(self, interior: int, boundary: int, seed: int) -> Collocation:
         """The same task at other points: so many on each interior and each boundary region, drawn with another seed."""

@@ -155,7 +155,7 @@ class Section(BaseModel):
 class NetworkConfig(Section):
     """The network: its kind, width, depth and activation of its hidden layers, and how fast it oscillates at the start.
 
-    `patches`: of features, along each coordinate. `stages`: networks that it is the sum of, for the method next_stage. What a
+    `patches`: of features, along each coordinate; `each`: features of a patch. `stages`: networks that it is the sum of, for the method next_stage. What a
     kind does not have is None; defaults are those of the kind.
     """
 
@@ -165,6 +165,7 @@ class NetworkConfig(Section):
     activation: Annotated[str, row_of(ACTIVATIONS, "activation")] = "tanh"
     frequency: Positive = 1.0
     patches: Count | dict[str, Count] | None = None
+    each: Count | None = None
     stages: Count | None = 1
 
     @model_validator(mode="before")

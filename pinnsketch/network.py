@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pinnsketch.features import Features
+from pinnsketch.patches import Patches
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -131,7 +132,7 @@ class Multistage(nn.Module):
         self.begin(int(state))
 
 
-KINDS: dict[str, type[nn.Module]] = {"mlp": MLP, "features": Features}
+KINDS: dict[str, type[nn.Module]] = {"mlp": MLP, "features": Features, "patches": Patches}
 
 
 def options_of(kind: str) -> dict[str, Any]:

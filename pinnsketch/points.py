@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import qmc
@@ -98,6 +99,75 @@ def draw(region: Region, n: int, sampler: str = "sobol", seed: Sequence[int] = (
         tried, ask = ask, min(ask * 64, PROPOSALS) if not found else int(ask * n / found * 1.1) + 1
         if ask > max(MOST, 16 * n):
             raise EmptyRegion(f"{region} is too thin: {found} of {tried:,} proposed points lie in it, and {n} are needed.")
+
+
+CELLS, FINE, DEPTH = 256, 0.25, 60
+"""A part of a boundary in a box: the most cells it is covered by, how wide these are over the box, and how often they are cut."""
+
+
+def draw_within(region: Region, low: Array, high: Array, n: int, seed: Sequence[int] = (0,)) -> tuple[Points, float]:
+    """Draw some n points of the part of a region that lies in a box, by Sobol sequence; fewer where hardly any of the box does.
+
+    Args:
+        region: where.
+        low, high: corners of the box, `(d,)`.
+        n: how many.
+        seed: as for `draw`.
+
+    Returns: the points, and the measure of that part over that of the unit cube that is mapped onto the region.
+    """
+    if region.endpoints:
+        points = draw(region, region.endpoints)
+        inside = _within(points.x, low, high)
+        normal = None if points.normal is None else points.normal[inside]
+        return Points(points.x[inside], normal), inside.mean()
+    cells = _cells(region, low, high)
+    volumes = np.prod(cells[:, 1] - cells[:, 0], axis=1)
+    ends, rng, ask = np.cumsum(volumes), np.random.default_rng(list(seed)), n
+    while True:
+        if not len(cells):
+            return Points(np.empty((0, len(low))), np.empty((0, len(low))) if region.has_normal else None), 0.0
+        s = sobol(ask, np.ones(region.cube), rng)
+        position = s[:, 0] * ends[-1]
+        which = np.searchsorted(ends, position, side="right").clip(max=len(cells) - 1)
+        s[:, 0] = (position - ends[which] + volumes[which]) / volumes[which]
+        x, normal, keep = region.embed(cells[which, 0] + s * (cells[which, 1] - cells[which, 0]))
+        keep = keep & _within(x, low, high)
+        found = int(keep.sum())
+        if found >= n or ask >= 64 * n:
+            kept = Points(x[keep][:n], None if normal is None else normal[keep][:n])
+            return kept, float(ends[-1]) * found / ask
+        ask = min(64 * n, int(1.2 * ask * n / found) + 8) if found else 64 * n
+
+
+def _within(x: Array, low: Array, high: Array) -> Any:
+    return ((x >= low) & (x <= high)).all(axis=1)
+
+
+def _cells(region: Region, low: Array, high: Array) -> Array:
+    """Boxes in the unit cube that hold all of what is mapped into a box: lower and upper corners, `(cells, 2, cube)`."""
+    if not region.has_normal:
+        ends = region.shape.bounds
+        width = ends[:, 1] - ends[:, 0]
+        return np.stack([((edge - ends[:, 0]) / width).clip(0, 1) for edge in (low, high)])[None]
+    m, edges = region.cube, np.cumsum([0.0, *(piece.measure for piece in region.pieces())])
+    cells = np.zeros((len(edges) - 1, 2, m)) + np.array([0.0, 1.0])[:, None]
+    cells[:, 0, 0], cells[:, 1, 0] = edges[:-1] / edges[-1], edges[1:] / edges[-1]
+    corners = np.stack(np.meshgrid(*[[1e-9, 0.5, 1 - 1e-9]] * m, indexing="ij"), axis=-1).reshape(-1, m)
+    halves = np.stack(np.meshgrid(*[[0, 1]] * m, indexing="ij"), axis=-1).reshape(-1, m)
+    for _ in range(DEPTH):
+        if not 0 < len(cells) <= CELLS:
+            break
+        wide = cells[:, 1] - cells[:, 0]
+        x = region.embed((cells[:, None, 0] + corners * wide[:, None]).reshape(-1, m))[0].reshape(len(cells), len(corners), -1)
+        least, most = x.min(axis=1), x.max(axis=1)
+        spread = most - least
+        cells = cells[((most + spread / 4 >= low) & (least - spread / 4 <= high)).all(axis=1)]
+        if (spread <= FINE * (high - low)).all():
+            break
+        starts = cells[:, None, 0] + halves * (cells[:, 1] - cells[:, 0])[:, None] / 2
+        cells = np.stack([starts, starts + (cells[:, 1] - cells[:, 0])[:, None] / 2], axis=2).reshape(-1, 2, m)
+    return cells
 
 
 def _widths(region: Region) -> Array:
