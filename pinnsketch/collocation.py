@@ -9,21 +9,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import hypot, inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pinnsketch.blocks import Block, Part, cut, group, known_terms
+from pinnsketch.blocks import Block, Part, Within, cut, group, known_terms
 from pinnsketch.derivatives import Derivatives, Linked, Nested, Order, Widened
 from pinnsketch.field import Field, FieldError
 from pinnsketch.geometry.shape import Region
 from pinnsketch.jets import Jacobian, Jets, NoRule, Outer, Streams, Use, by_point, by_rows, by_uses
 from pinnsketch.layers import exact, sketched
-from pinnsketch.points import Points, draw, draw_within
+from pinnsketch.points import Cell, Points, draw, draw_within
 from pinnsketch.problem import Problem, ProblemError, Unknown, check_names, parameters_of, unread
 from pinnsketch.trial import Trial
 
@@ -60,28 +59,6 @@ class Plan:
     why: str = ""
     passes: int = 1
     rows: bool | None = None
-
-
-class Cell(NamedTuple):
-    """A box with corners `(d,)`, and numbers that tell it from all others."""
-
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    key: tuple[int, ...]
-
-
-class Within(NamedTuple):
-    """Points that were drawn box by box.
-
-    Args:
-        block: the points.
-        factor: of the scaled residuals of each `(n,)`: with it, their squares add up to the loss of points spread evenly.
-        box: the number of the box of each, `(n,)`.
-    """
-
-    block: Block
-    factor: Tensor
-    box: Tensor
 
 
 class Collocation:
@@ -138,49 +115,43 @@ class Collocation:
         """The collocation points of a draw: the same number gives the same points, another gives fresh ones."""
         return tuple(self._block(i, draw) for i in range(len(self._places)))
 
-    def within(self, boxes: Sequence[Cell], interior: int, boundary: int, draw: int = 0) -> list[Within]:
-        """Points in each of some boxes: so many where these lie inside a region, and on the part of a boundary in them.
+    def within(self, cells: Sequence[Cell], interior: int, boundary: int, draw: int = 0) -> list[Within]:
+        """Points in each of some boxes: so many of those parts of a region that lie in it; data is divided among the boxes.
 
         Args:
-            boxes: what does not overlap, and together holds the domain.
-            interior, boundary: how many in each.
-            draw: its number; each box has the same points, whatever others there are.
+            cells: boxes that do not overlap and hold all of the domain.
+            interior, boundary: how many points of interiors, and of boundaries, in each box.
+            draw: its number. What is drawn in a box does not depend on the others.
         """
         found = []
         for index, (where, _, names) in enumerate(self._places):
             if isinstance(where, Region):
                 n = boundary if where.has_normal else interior
-                parts = [self._part(index, n, draw, box) for box in boxes]
-                points = [points for points, _ in parts]
-                counts = np.array([len(p.x) for p in points])
-                shares = np.repeat([amount / max(len(p.x), 1) for p, amount in parts], counts)
-                normal = self._tensor(np.concatenate([p.normal for p in points])) if where.has_normal else None  # type: ignore[misc]
-                block = Block(names, self._tensor(np.concatenate([p.x for p in points])), normal, {})
-                which = np.repeat(np.arange(len(boxes)), counts)
+                parts = [self._part(index, n, draw, cell) for cell in cells]
+                counts = np.array([len(points.x) for points, _ in parts])
+                shares = np.repeat([amount / max(len(points.x), 1) for points, amount in parts], counts)
+                x, normals = np.concatenate([p.x for p, _ in parts]), [p.normal for p, _ in parts if p.normal is not None]
+                block = Block(names, self._tensor(x), self._tensor(np.concatenate(normals)) if normals else None, {})
+                which = np.repeat(np.arange(len(cells)), counts)
             else:
                 block = self._block(index, 0)
-                x = block.x.cpu().numpy()
-                inside = np.stack([((x >= box.low) & (x <= box.high)).all(axis=1) for box in boxes], axis=1)
-                which, shares = inside.argmax(axis=1), np.ones(len(x))
-            factor = self._tensor(np.sqrt(shares * len(shares) / max(shares.sum(), 1e-300)))
-            found.append(Within(block, factor, torch.as_tensor(which, device=block.x.device)))
+                which = np.stack([cell.holds(block.x.double().cpu().numpy()) for cell in cells]).argmax(axis=0)
+                shares = np.ones(len(which))
+            if len(which):
+                factor = self._tensor(np.sqrt(shares / shares.mean()))
+                found.append(Within(block, factor, torch.as_tensor(which, device=block.x.device)))
         return found
 
-    @staticmethod
-    def cell(low: NDArray[np.float64], high: NDArray[np.float64], key: tuple[int, ...]) -> Cell:
-        """A box for `within`."""
-        return Cell(low, high, key)
-
-    def meets(self, box: Cell) -> bool:
+    def meets(self, cell: Cell) -> bool:
         """Whether the domain has points in a box."""
-        return draw_within(self.problem.domain.interior, box.low, box.high, PROPOSED, box.key)[1] > 0
+        return draw_within(self.problem.domain.interior, cell, PROPOSED)[1] > 0
 
-    def _part(self, index: int, count: int, number: int, box: Cell) -> tuple[Points, float]:
-        """What is drawn in one box is a pure function of it, and is kept."""
-        key = (index, count, number, *box.key)
+    def _part(self, index: int, count: int, number: int, cell: Cell) -> tuple[Points, float]:
+        """What is drawn in one box, which is kept."""
+        key = (index, count, number, *cell.key)
         if key not in self._parts:
             where: Any = self._places[index][0]
-            self._parts[key] = draw_within(where, box.low, box.high, count, (self._seed, index, number, *box.key))
+            self._parts[key] = draw_within(where, cell, count, (self._seed, index, number))
         return self._parts[key]
 
     def elsewhere(self, interior: int, boundary: int, seed: int) -> Collocation:

@@ -155,8 +155,8 @@ class Section(BaseModel):
 class NetworkConfig(Section):
     """The network: its kind, width, depth and activation of its hidden layers, and how fast it oscillates at the start.
 
-    `patches`: of features, along each coordinate; `each`: features of a patch. `stages`: networks that it is the sum of, for the method next_stage. What a
-    kind does not have is None; defaults are those of the kind.
+    `patches`: of features, along each coordinate; `each`: features of a patch, where patches are refined. `stages`: networks
+    that it is the sum of, for the method next_stage. What a kind does not have is None; defaults are those of the kind.
     """
 
     kind: Annotated[str, row_of(KINDS, "network")] = "mlp"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pinnsketch.features import ACTIVATIONS
 from pinnsketch.jets import Jet, sparse_linear
 
-REACH = 0.5
+REACH = 0.35
 """How far a window reaches beyond its box, over the width of that."""
 VANISHES = 6.0
 """Where (1 - erf) / 2 has fallen to the rounding of 1."""
@@ -23,11 +23,12 @@ class Patches(nn.Module):
 
         u = sum_k w_k(x) sum_j v_kj sigma(a_kj . (x - c_kj)),    w_k = phi_k / sum_l phi_l
 
-    The bump phi_k of box k is a product over coordinates of (erf(z - low) - erf(z - high)) / 2 in units of REACH / VANISHES of its
-    width: beside a few neighbours, all windows w_k are zero to rounding, and they sum to one whatever the boxes are. Directions
-    a_kj are uniform in [-R, R]^d over half the width of a box, centres c_kj uniform in it, so that a box and its features shrink
-    together (Babuska & Guo 1988: a corner needs boxes that halve towards it). Only v trains, from zero. There is one box at
-    first; the method `patches` splits those with the largest residuals.
+    The bump phi_k of box k is a product over coordinates of (erf(z - low) - erf(z - high)) / 2, z in units of REACH / VANISHES
+    of its width: away from its neighbours a window w_k is zero to rounding, and they sum to one whatever the boxes are.
+    Directions a_kj are uniform in [-R, R]^d over half the width of a box, centres c_kj uniform in it, so that features shrink
+    with their box (Babuska & Guo 1988: a corner needs boxes that halve towards it). R is small: where a solution is resolved,
+    features must hold all polynomials up to some degree. Only v trains, from zero. There is one box at first; the method
+    `patches` splits those with the largest residuals.
 
     Args:
         bounds: lower and upper end of each input, `(d, 2)`.
@@ -66,9 +67,9 @@ class Patches(nn.Module):
         outputs: int = 1,
         *,
         width: int = 2000,
-        each: int = 50,
+        each: int = 80,
         activation: str = "tanh",
-        frequency: float = 1.0,
+        frequency: float = 0.2,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.stats import qmc
 
-from pinnsketch.geometry.shape import Array, EmptyRegion, Region
+from pinnsketch.geometry.shape import Array, EmptyRegion, Mask, Region
 
 Sampler = Callable[[int, Array, np.random.Generator], Array]
 
@@ -101,47 +100,74 @@ def draw(region: Region, n: int, sampler: str = "sobol", seed: Sequence[int] = (
             raise EmptyRegion(f"{region} is too thin: {found} of {tried:,} proposed points lie in it, and {n} are needed.")
 
 
+ASIDE = 1e-6
+"""How far within the domain it is looked to which box a part of a boundary belongs, over the width of that."""
+TRIED = 64
+"""Points that are proposed in a box for each that is wanted, at most."""
 CELLS, FINE, DEPTH = 256, 0.25, 60
-"""A part of a boundary in a box: the most cells it is covered by, how wide these are over the box, and how often they are cut."""
+"""A part of a boundary in a box: the most cells that cover it, their width over that of the box, and how often they are cut."""
 
 
-def draw_within(region: Region, low: Array, high: Array, n: int, seed: Sequence[int] = (0,)) -> tuple[Points, float]:
-    """Draw some n points of the part of a region that lies in a box, by Sobol sequence; fewer where hardly any of the box does.
+@dataclass(frozen=True)
+class Cell:
+    """A box of coordinates, ends included.
+
+    Args:
+        low, high: its corners, `(d,)`.
+        key: integers that tell it from other boxes.
+    """
+
+    low: Array
+    high: Array
+    key: tuple[int, ...] = ()
+
+    def holds(self, x: Array) -> Mask:
+        """Which of points `(n, d)` lie in it."""
+        inside: Mask = ((x >= self.low) & (x <= self.high)).all(axis=1)
+        return inside
+
+
+def draw_within(region: Region, cell: Cell, n: int, seed: Sequence[int] = (0,)) -> tuple[Points, float]:
+    """Draw n points of the part of a region that lies in a box, by Sobol sequence; fewer where the box hardly meets the region.
 
     Args:
         region: where.
-        low, high: corners of the box, `(d,)`.
+        cell: the box.
         n: how many.
-        seed: as for `draw`.
+        seed: as for `draw`; the key of the box is added to it.
 
-    Returns: the points, and the measure of that part over that of the unit cube that is mapped onto the region.
+    Returns: the points, and the share of the unit cube that is mapped onto that part: its measure, in one unit for all boxes.
     """
     if region.endpoints:
         points = draw(region, region.endpoints)
-        inside = _within(points.x, low, high)
+        inside = _belongs(points, cell)
         normal = None if points.normal is None else points.normal[inside]
-        return Points(points.x[inside], normal), inside.mean()
-    cells = _cells(region, low, high)
+        return Points(points.x[inside], normal), float(inside.mean())
+    cells = _cells(region, cell.low, cell.high)
+    cells = cells[(cells[:, 1] > cells[:, 0]).all(axis=1)]
     volumes = np.prod(cells[:, 1] - cells[:, 0], axis=1)
-    ends, rng, ask = np.cumsum(volumes), np.random.default_rng(list(seed)), n
+    ends, rng, ask = np.cumsum(volumes), np.random.default_rng([*seed, *cell.key]), n
+    if not len(cells):
+        none = np.empty((0, len(cell.low)))
+        return Points(none, none if region.has_normal else None), 0.0
     while True:
-        if not len(cells):
-            return Points(np.empty((0, len(low))), np.empty((0, len(low))) if region.has_normal else None), 0.0
         s = sobol(ask, np.ones(region.cube), rng)
         position = s[:, 0] * ends[-1]
         which = np.searchsorted(ends, position, side="right").clip(max=len(cells) - 1)
         s[:, 0] = (position - ends[which] + volumes[which]) / volumes[which]
         x, normal, keep = region.embed(cells[which, 0] + s * (cells[which, 1] - cells[which, 0]))
-        keep = keep & _within(x, low, high)
+        keep = keep & _belongs(Points(x, normal), cell)
         found = int(keep.sum())
-        if found >= n or ask >= 64 * n:
+        if found >= n or ask >= TRIED * n:
             kept = Points(x[keep][:n], None if normal is None else normal[keep][:n])
             return kept, float(ends[-1]) * found / ask
-        ask = min(64 * n, int(1.2 * ask * n / found) + 8) if found else 64 * n
+        ask = min(TRIED * n, int(1.2 * ask * n / found) + 8) if found else TRIED * n
 
 
-def _within(x: Array, low: Array, high: Array) -> Any:
-    return ((x >= low) & (x <= high)).all(axis=1)
+def _belongs(points: Points, cell: Cell) -> Mask:
+    """Which points lie in a box; a boundary that runs along its side belongs to it where the domain is on the same side."""
+    inward = 0.0 if points.normal is None else ASIDE * (cell.high - cell.low) * points.normal
+    return cell.holds(points.x) & cell.holds(points.x - inward)
 
 
 def _cells(region: Region, low: Array, high: Array) -> Array:

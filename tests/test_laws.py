@@ -19,7 +19,7 @@ PROBLEMS = sorted((ROOT / "problems").glob("*.py"))
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "problem" in read_yaml(path, "problem: NAME")]
 TIERS = [
     {"sketch", "derivatives", "jets", "geometry", "graphed"},
-    {"features"},
+    {"features", "patches"},
     {"field", "points", "network", "gauges", "layers"},
     {"problem", "blocks", "monitor", "methods", "compiled"},
     {"trial", "gradient"},

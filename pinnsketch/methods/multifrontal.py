@@ -1,7 +1,7 @@
 """Least squares with a sparse matrix of dense blocks, by multifrontal QR (George & Heath 1980; Davis 2011).
 
-Blocks of columns are eliminated one after another. The rows that meet a block form a front, dense in the columns that they meet;
-a QR decomposition of it leaves the rows of R for that block, and rows for the blocks that are left. In the order of nested
+Blocks of columns are eliminated one after another. The rows that meet a block form a front, dense in the columns that they
+meet; reflections of its rows leave those of R for that block, and rows for the blocks that are left. In the order of nested
 dissection (George 1973) fronts stay as small as the surfaces that separate parts of the domain.
 """
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pinnsketch.methods.least_squares import DAMPING
 
+TALL = 1.5
+"""Rows are made triangular where there are so many times more than columns."""
 SMALL = 3
 """So few blocks are eliminated in any order."""
 
@@ -33,6 +35,19 @@ class Rows:
     entries: Tensor
     right: Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """Rows that meet the same blocks, as one."""
+        return cls(parts[0].blocks, torch.cat([p.entries for p in parts]), torch.cat([p.right for p in parts]))
+
+    def taken(self, x: Mapping[int, Tensor]) -> Tensor:
+        """What they meet of x, `(sum of sizes, q)`."""
+        return torch.cat([x[block] for block in self.blocks])
+
+    def off(self, x: Mapping[int, Tensor]) -> Tensor:
+        """|a x - b|^2."""
+        return (self.entries @ self.taken(x) - self.right).square().sum()
+
 
 @dataclass(frozen=True)
 class Front:
@@ -44,13 +59,13 @@ class Front:
     rest: Tensor
 
 
-def dissected(blocks: Sequence[int], joined: Mapping[int, set[int]], centres: Mapping[int, Sequence[float]]) -> list[int]:
+def dissected(blocks: Sequence[int], joined: Mapping[int, set[int]], centres: Sequence[Sequence[float]]) -> list[int]:
     """An order of elimination: halves of the blocks by their centres, then those of one half that have rows with the other.
 
     Args:
         blocks: to be ordered.
         joined: the blocks that each has rows with.
-        centres: where each lies, `(d,)`.
+        centres: where each of all blocks lies, `(d,)`.
     """
     if len(blocks) <= SMALL:
         return list(blocks)
@@ -62,7 +77,7 @@ def dissected(blocks: Sequence[int], joined: Mapping[int, set[int]], centres: Ma
             met = set(other)
             cut = [block for block in one if joined[block] & met]
             cuts.append((len(cut), [block for block in one if block not in cut], other, cut))
-    size, one, other, cut = min(cuts, key=lambda found: found[0])
+    _, one, other, cut = min(cuts, key=lambda found: found[0])
     if not one:
         return list(blocks)
     return [*dissected(one, joined, centres), *dissected(other, joined, centres), *cut]
@@ -88,12 +103,12 @@ def least_squares(rows: Sequence[Rows], sizes: Mapping[int, int], order: Sequenc
         for block, piece in zip(part.blocks, part.entries.square().sum(0).split([sizes[b] for b in part.blocks]), strict=True):
             square[block] += piece
     scale = {block: torch.where(s > 0, s.sqrt(), 1.0) for block, s in square.items()}
-    scaled = [Rows(p.blocks, p.entries / torch.cat([scale[b] for b in p.blocks]), p.right) for p in rows]
+    scaled = [Rows(p.blocks, p.entries / p.taken(scale), p.right) for p in rows]
     fronts, y = factored(scaled, sizes, order)
     _back(fronts, y)
     right = {block: like.new_zeros(sizes[block], q) for block in order}
     for part in scaled:
-        off = part.right - part.entries @ torch.cat([y[b] for b in part.blocks])
+        off = part.right - part.entries @ part.taken(y)
         for block, piece in zip(part.blocks, (part.entries.T @ off).split([sizes[b] for b in part.blocks]), strict=True):
             right[block] += piece
     _forth(fronts, right)
@@ -104,9 +119,7 @@ def least_squares(rows: Sequence[Rows], sizes: Mapping[int, int], order: Sequenc
     return x
 
 
-def factored(
-    rows: Sequence[Rows], sizes: Mapping[int, int], order: Sequence[int]
-) -> tuple[list[Front], dict[int, Tensor]]:
+def factored(rows: Sequence[Rows], sizes: Mapping[int, int], order: Sequence[int]) -> tuple[list[Front], dict[int, Tensor]]:
     """R of `[a; mu I]`, in fronts, and Q^T b by block."""
     position = {block: k for k, block in enumerate(order)}
     mu = DAMPING * torch.finfo(rows[0].entries.dtype).eps
@@ -130,11 +143,14 @@ def factored(
             here[:, width:] = part.right
             row += len(part.entries)
         front[row:, :own].diagonal().fill_(mu)
-        r = torch.linalg.qr(front, mode="r").R
-        fronts.append(Front(block, r[:own, :own], tuple(met[1:]), r[:own, own:width]))
-        y[block] = r[:own, width:].clone()
+        reflected, factors = torch.geqrf(front[:, :own])
+        rest = torch.ormqr(reflected, factors, front[:, own:], left=True, transpose=True)
+        fronts.append(Front(block, reflected[:own].triu(), tuple(met[1:]), rest[:own, : width - own]))
+        y[block], left = rest[:own, width - own :].clone(), rest[own:]
         if len(met) > 1:
-            waiting[met[1]].append(Rows(tuple(met[1:]), r[own:width, own:width], r[own:width, width:]))
+            if len(left) > TALL * (width - own):
+                left = torch.linalg.qr(left, mode="r").R[: width - own]
+            waiting[met[1]].append(Rows(tuple(met[1:]), left[:, : width - own], left[:, width - own :]))
     return fronts, y
 
 
