@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+from math import comb
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ REACH = 0.35
 """How far a window reaches beyond its box, over the width of that."""
 VANISHES = 6.0
 """Where (1 - erf) / 2 has fallen to the rounding of 1."""
+SPREAD = 1e-9
+"""Of the highest polynomials in the features of a box, beside the lowest: between the error it leaves and rounding."""
 FAR = 1e3
 """Where the edges of windows lie that would end at the ends of the domain."""
 
@@ -26,9 +30,10 @@ class Patches(nn.Module):
     The bump phi_k of box k is a product over coordinates of (erf(z - low) - erf(z - high)) / 2, z in units of REACH / VANISHES
     of its width: away from its neighbours a window w_k is zero to rounding, and they sum to one whatever the boxes are.
     Directions a_kj are uniform in [-R, R]^d over half the width of a box, centres c_kj uniform in it, so that features shrink
-    with their box (Babuska & Guo 1988: a corner needs boxes that halve towards it). R is small: where a solution is resolved,
-    features must hold all polynomials up to some degree. Only v trains, from zero. There is one box at first; the method
-    `patches` splits those with the largest residuals.
+    with their box (Babuska & Guo 1988: a corner needs boxes that halve towards it). In a box that is small enough a solution
+    is a polynomial, and F features hold those up to a degree p, the better the smaller R is, by weights of size R^-p; so R is
+    such that R^p = SPREAD. Only v trains, from zero. There is one box at first; the method `patches` splits those with the
+    largest residuals.
 
     Args:
         bounds: lower and upper end of each input, `(d, 2)`.
@@ -36,7 +41,7 @@ class Patches(nn.Module):
         width: number of features that there is room for.
         each: number F of features of a box.
         activation: sigma: tanh or sin.
-        frequency: R.
+        frequency: factor of R.
         generator: draws the features; equal generators give equal networks.
         dtype: of all parameters.
 
@@ -69,7 +74,7 @@ class Patches(nn.Module):
         width: int = 2000,
         each: int = 80,
         activation: str = "tanh",
-        frequency: float = 0.2,
+        frequency: float = 1.0,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
@@ -89,7 +94,8 @@ class Patches(nn.Module):
         self.register_buffer("place", torch.zeros(k, d, dtype=torch.int64))
         self.register_buffer("used", torch.arange(k) == 0)
         self.register_buffer("count", torch.ones((), dtype=torch.int64))
-        self._activation, self.frequency = ACTIVATIONS[activation], float(frequency)
+        degree = next(p for p in count(1) if comb(p + d, d) >= each)
+        self._activation, self.radius = ACTIVATIONS[activation], frequency * SPREAD ** (1 / degree)
         self.output = nn.utils.skip_init(nn.Linear, k * each, outputs, bias=False, dtype=dtype)
         nn.init.zeros_(self.output.weight)
 
@@ -165,7 +171,7 @@ class Patches(nn.Module):
         """The features of boxes `(n, A)` at points `(n, d)`, under their windows: `(n, A F)`."""
         y, (low, high) = (x - self.center) * self.scale, self.boxes()
         half = ((high - low) / 2)[:, None]
-        weight = self.frequency * self.directions / half
+        weight = self.radius * self.directions / half
         shift = -(weight * (((low + high) / 2)[:, None] + half * self.centres)).sum(2)
         features = self._activation(torch.einsum("nd,nafd->naf", y, weight[index]) + shift[index])
         n, boxes = index.shape

@@ -123,7 +123,7 @@ class Cell:
 
     def holds(self, x: Array) -> Mask:
         """Which of points `(n, d)` lie in it."""
-        inside: Mask = ((x >= self.low) & (x <= self.high)).all(axis=1)
+        inside: Mask = np.all((x >= self.low) & (x <= self.high), axis=1)
         return inside
 
 

@@ -31,7 +31,7 @@ SQUARE = torch.tensor(BOX.bounds)
 def tree(splits=((0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (5, 1)), seed=0, **options):
     """A tree of boxes with random output weights."""
     generator = torch.Generator().manual_seed(seed)
-    network = Patches(SQUARE, **{"width": 72, "each": 8, "generator": generator, "frequency": 1.0, **options})
+    network = Patches(SQUARE, **{"width": 72, "each": 8, "generator": generator, "frequency": 1000.0, **options})
     for box, axis in splits:
         network.split(box, axis)
     with torch.no_grad():
@@ -69,6 +69,7 @@ def test_windows_of_any_tree_are_those_of_their_definition_and_sum_to_one():
     torch.testing.assert_close(whole, expected, rtol=0, atol=1e-14)
     assert float((found.sum(1) - 1).abs().max()) < 1e-15
     assert float(found.min()) >= -1e-16
+    assert network.radius == pytest.approx(1.0)  # 8 features: polynomials of degree 3 to 1e-9
     assert 1 < meant.sum(1).double().mean() < 5
 
 

@@ -72,7 +72,7 @@ class AdaptivePatches:
         solved = system.solve(self._affine)
         self._tries += 1
         if isfinite(solved.loss) and (solved.settled or self._tries >= NEWTON):
-            self._choose(system, solved.rounding)
+            self._choose(system)
         return evaluate(system.weights, objective.batch)
 
     def _begun(self, objective: Objective) -> PatchSystem:
@@ -86,7 +86,7 @@ class AdaptivePatches:
         system.weights.trace(objective.batch)
         return system
 
-    def _choose(self, system: PatchSystem, rounding: float) -> None:
+    def _choose(self, system: PatchSystem) -> None:
         """Judge a solution, and choose which patches are halved next."""
         network, each = system.network, system.indicators()
         leaves, size = network.leaves, float(each.norm())
@@ -97,8 +97,6 @@ class AdaptivePatches:
         self._history.append((len(leaves), size))
         if size <= self._tolerance * self._first:
             self._stalled = "the residual at fresh points has fallen to the tolerance"
-        elif size <= rounding:
-            self._stalled = "the residual at fresh points is about as small as rounding leaves it"
         elif earlier and min(sizes) > GAINS * min(earlier):
             self._stalled = "twice as many patches did not lower the residual at fresh points"
         elif not network.room:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pinnsketch.blocks import Within
-from pinnsketch.methods.least_squares import DAMPING, FALLS, FRESH, SHORTEST, STILL, Weights
+from pinnsketch.methods.least_squares import FALLS, FRESH, SHORTEST, STILL, Weights
 from pinnsketch.methods.multifrontal import Rows, dissected, least_squares
 from pinnsketch.patches import Patches
 from pinnsketch.points import Cell
@@ -34,11 +34,10 @@ REST = -1
 
 
 class Solve(NamedTuple):
-    """What a solve came to: the loss after it, whether another would hardly lower it, and the norm that rounding leaves."""
+    """What a solve came to: the loss after it, and whether another would hardly lower it."""
 
     loss: float
     settled: bool
-    rounding: float
 
 
 class PatchSystem:
@@ -154,12 +153,12 @@ class PatchSystem:
         rows, before = self.rows()
         if not isfinite(before):
             self.weights.place(start)
-            return Solve(before, True, 0.0)
+            return Solve(before, True)
         origin, found = self.weights.now, self.least(rows, self.network.output.out_features * self.network.each)
         step, predicted = self._vector(found), float(torch.stack([part.off(found) for part in rows]).sum())
         if affine:
             self.weights.place(step)
-            return Solve(predicted, True, self._rounding(rows))
+            return Solve(predicted, True)
         length, after = 1.0, inf
         while length >= SHORTEST and not after < before:
             self.weights.place(origin + length * step)
@@ -169,7 +168,7 @@ class PatchSystem:
             after = before
         done = length == 0.5 and after < CLOSE * predicted
         falls = after < STILL * before and predicted < FALLS * before
-        return Solve(after, done or not falls, self._rounding(rows))
+        return Solve(after, done or not falls)
 
     def _vector(self, found: Mapping[int, Tensor]) -> Tensor:
         """A change of all parameters, given by patch."""
@@ -179,15 +178,6 @@ class PatchSystem:
                 weight[:, k * each : (k + 1) * each] = part.view(-1, each)
         rest = [found[REST][:, 0]] if REST in found else [p.new_zeros(p.numel()) for p in self.weights.parameters[1:]]
         return torch.cat([weight.flatten(), *rest]).detach()
-
-    def _rounding(self, rows: Sequence[Rows]) -> float:
-        """mu |D w|: a residual of that norm is as small as rounding leaves it; D are the norms of columns."""
-        each, (weight, *rest) = self.network.each, self.weights.parts
-        w = {k: weight[:, k * each : (k + 1) * each].reshape(-1, 1) for k in self.network.leaves}
-        if rest:
-            w[REST] = torch.cat([p.reshape(-1, 1) for p in rest])
-        squares = [(part.entries * part.taken(w).T).square().sum() for part in rows]
-        return DAMPING * torch.finfo(weight.dtype).eps * float(torch.stack(squares).sum()) ** 0.5
 
     def axis(self, k: int) -> int:
         """The coordinate along which the function in a box has most of its highest Legendre modes."""
