@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
-from math import comb
+from math import comb, log
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ REACH = 0.35
 VANISHES = 6.0
 """Where (1 - erf) / 2 has fallen to the rounding of 1."""
 SPREAD = 1e-9
-"""Of the highest polynomials in the features of a box, beside the lowest: between the error it leaves and rounding."""
+"""Of the highest polynomials in the features of a box, beside the lowest, in float64: far above rounding, and still small."""
 FAR = 1e3
 """Where the edges of windows lie that would end at the ends of the domain."""
 
@@ -95,7 +95,8 @@ class Patches(nn.Module):
         self.register_buffer("used", torch.arange(k) == 0)
         self.register_buffer("count", torch.ones((), dtype=torch.int64))
         degree = next(p for p in count(1) if comb(p + d, d) >= each)
-        self._activation, self.radius = ACTIVATIONS[activation], frequency * SPREAD ** (1 / degree)
+        digits = log(torch.finfo(dtype).eps) / log(torch.finfo(torch.float64).eps)
+        self._activation, self.radius = ACTIVATIONS[activation], frequency * SPREAD ** (digits / degree)
         self.output = nn.utils.skip_init(nn.Linear, k * each, outputs, bias=False, dtype=dtype)
         nn.init.zeros_(self.output.weight)
 
