@@ -1,10 +1,10 @@
-"""Random features and least squares: relative L2 error, CPU seconds, and the residual at fresh points, over three seeds.
+"""Random features and least squares, whole and in adaptive patches: relative L2 error, CPU seconds, residual at fresh points.
 
 Nothing is tuned to a problem but the activation, the number of patches and of points; the method finds the range of the hidden
 weights itself. A problem is marked `exact` where the features, or the enrichment, contain the solution exactly or nearly so, as
 sines contain sines: it then says little about other solutions.
 
-    python benchmarks/features.py [--quick] [--only WORD] [--out FILE]
+    python benchmarks/features.py [--quick] [--only WORD] [--seeds N] [--jobs N] [--out FILE]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import pi
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from pinnsketch import Box, Problem, Term, laplacian
 from pinnsketch.config import make_config
 from pinnsketch.library import find_problem, load_problem
 from pinnsketch.methods.least_squares import Weights, fresh, size_of
+from pinnsketch.patches import Patches
 from pinnsketch.run import Run
 
 SEEDS = (0, 1, 2)
+"""Of the command; those of the cases are 0, 1, ..., three by default."""
 
 
 def convection(beta: float) -> Problem:
@@ -120,6 +123,12 @@ def case(name: str, problem: str | Problem, width: int, interior: int, goal: flo
     return Case(name, problem, network, {"interior": interior, "boundary": interior // 5}, goal, seconds, **more)
 
 
+def patched(name: str, problem: str | Problem, width: int, goal: float, seconds: float, each: int = 80, **more: Any) -> Case:
+    """Features in adaptive patches; the points of the task are those at which a step is reported, patches have their own."""
+    network = {"kind": "patches", "width": width, "each": each}
+    return Case(f"{name}, patches", problem, network, {"interior": 400, "boundary": 100}, goal, seconds, **more)
+
+
 CASES = [
     case("Poisson, tanh", "poisson", 500, 2000, 1e-12, 1),
     case("Poisson, tanh, 1,000", "poisson", 1000, 2000, 1e-12, 1),
@@ -141,6 +150,14 @@ CASES = [
     case("Kovasznay, tanh", "kovasznay", 250, 1000, 1e-8, 60),
     case("reaction 5, tanh", reaction(5), 500, 2000, 1e-8, 60),
     case("Burgers 0.1/pi, tanh", "burgers", 500, 2000, 1e-6, 60, parameters={"nu": 0.1 / pi}),
+    patched("L-shape, r^(2/3)", "poisson_l_shape", 2000, 1e-3, 60, each=50),
+    patched("L-shape, all r^(2k/3)", corner(0), 2000, 1e-3, 60, each=50),
+    patched("reaction 5", reaction(5), 3200, 1e-8, 60),
+    patched("Burgers 0.1/pi", "burgers", 3200, 1e-6, 60, parameters={"nu": 0.1 / pi}),
+    patched("convection 50", convection(50), 4000, 1e-10, 60, each=200),
+    patched("Helmholtz (1, 4)", "helmholtz", 4000, 1e-10, 60, each=200),
+    patched("wave c=2", "wave", 4000, 1e-10, 60, each=200),
+    patched("Burgers 0.01/pi", "burgers", 12000, 1e-6, 60),
 ]
 
 
@@ -152,7 +169,7 @@ def solved(case: Case, seed: int) -> dict[str, Any]:
         "problem": str(source or "problem.py"),
         "network": case.network,
         "points": case.points,
-        "train": {"method": "features", "seed": seed, "steps": 100},
+        "train": {"method": case.network["kind"], "seed": seed, "steps": 100},
         "monitor": False,
     }
     began = time.process_time()
@@ -167,10 +184,23 @@ def solved(case: Case, seed: int) -> dict[str, Any]:
         "error": curve[-1][1],
         "residual": size_of(weights, fresh(run.task)),
         "steps": len(curve),
-        "radius": run.trial.network.radius.tolist(),
+        **_sizes(run.trial.network),
         "note": note,
         "curve": curve,
     }
+
+
+def _sizes(network: Any) -> dict[str, Any]:
+    """What the method chose: the range of the weights, or the patches and how often they were halved along each coordinate."""
+    if isinstance(network, Patches):
+        return {"patches": len(network.leaves), "halvings": network.level[network.used].amax(0).tolist()}
+    return {"radius": network.radius.tolist()}
+
+
+def by_name(job: tuple[str, int]) -> dict[str, Any]:
+    """`solved` in a process of its own."""
+    torch.set_num_threads(1)
+    return solved(next(case for case in CASES if case.name == job[0]), job[1])
 
 
 def command() -> float:
@@ -221,20 +251,23 @@ def rows_of(case: Case, runs: list[dict[str, Any]]) -> list[Row]:
 def main() -> None:
     options = parser("features", __doc__ or "")
     options.add_argument("--only", default="", help="cases whose name holds this")
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--jobs", type=int, default=1, help="solutions at a time, of one thread each")
     given = options.parse_args()
-    torch.set_num_threads(1)
     cases = [case for case in CASES if given.only in case.name]
     if given.quick:
-        cases = [case for case in cases if case.network["width"] <= 500]
-        print("Left out: cases of more than 500 features, seeds 1 and 2, the command.")
+        cases, given.seeds = [case for case in cases if case.network["width"] <= 500], 1
+        print("Left out: cases of more than 500 features, all seeds but one, the command.")
     rows, found = [], dict[str, list[dict[str, Any]]]()
-    try:
-        for case in cases:
-            found[case.name] = [solved(case, seed) for seed in (SEEDS[:1] if given.quick else SEEDS)]
-            rows += rows_of(case, found[case.name])
-            print(rows[-2], rows[-1], flush=True)
-    except KeyboardInterrupt:
-        print("Left out: the cases after", rows[-1].name)
+    with get_context("spawn").Pool(given.jobs, maxtasksperchild=1) as pool:
+        waiting = [(case, [pool.apply_async(by_name, ((case.name, seed),)) for seed in range(given.seeds)]) for case in cases]
+        try:
+            for case, results in waiting:
+                found[case.name] = [result.get() for result in results]
+                rows += rows_of(case, found[case.name])
+                print(rows[-2], rows[-1], flush=True)
+        except KeyboardInterrupt:
+            print("Left out: the cases after", rows[-1].name if rows else "none")
     if not given.quick and "Poisson, tanh".startswith(given.only):
         seconds = statistics.median(command() for _ in SEEDS)
         rows.append(Row("Poisson, tanh: pinnsketch solve, as a command", seconds, "s", "<= 5", seconds <= 5))

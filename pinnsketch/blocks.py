@@ -112,6 +112,25 @@ def draw_by_size(size: Tensor, count: int, offset: float) -> tuple[Tensor, Tenso
 
 
 @dataclass(frozen=True)
+class Within:
+    """Points that were drawn box by box.
+
+    Args:
+        block: the points.
+        factor: of the scaled residuals of each, `(n,)`: with it, their squares add up to the loss of points spread evenly.
+        cell: the number of the box of each, `(n,)`.
+    """
+
+    block: Block
+    factor: Tensor
+    cell: Tensor
+
+    def at(self, index: Tensor) -> Within:
+        """The points of these numbers, in their order."""
+        return Within(self.block.holding([t[index] for t in self.block.tensors]), self.factor[index], self.cell[index])
+
+
+@dataclass(frozen=True)
 class Part:
     """What one term contributes to the gradient.
 

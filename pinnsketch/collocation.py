@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pinnsketch.blocks import Block, Part, cut, group, known_terms
+from pinnsketch.blocks import Block, Part, Within, cut, group, known_terms
 from pinnsketch.derivatives import Derivatives, Linked, Nested, Order, Widened
 from pinnsketch.field import Field, FieldError
 from pinnsketch.geometry.shape import Region
 from pinnsketch.jets import Jacobian, Jets, NoRule, Outer, Streams, Use, by_point, by_rows, by_uses
 from pinnsketch.layers import exact, sketched
 from pinnsketch.marching import at_start, during, expect_march
-from pinnsketch.points import DRAWS, Points, draw
+from pinnsketch.points import DRAWS, Cell, Points, draw, draw_within
 from pinnsketch.problem import Problem, ProblemError, Unknown, check_names, parameters_of, unread
 from pinnsketch.slabs import Slabs
 from pinnsketch.trial import Trial
@@ -35,6 +35,8 @@ TRACED = 16
 """Points at which a residual is traced."""
 CHUNK_BYTES, MIN_CHUNK = (64 << 20, 4 << 30), 1000
 """What a piece of a batch keeps for the reverse pass: on a CPU its cache holds most of that; and points it has at least."""
+PROPOSED = 64
+"""Points in a box, of 64 times as many tried at most, by one of which it meets the domain."""
 TEST_SEED = 271828
 """Errors are measured at points drawn with this seed, whatever the seed of training."""
 
@@ -114,6 +116,7 @@ class Collocation:
         self.weights = {name: (weights or {}).get(name, term.weight) for name, term in problem.terms.items()}
         self.notes: list[str] = []
         self._plans: WeakKeyDictionary[Trial, dict[tuple[str, ...], Plan]] = WeakKeyDictionary()
+        self._parts: dict[tuple[int, ...], tuple[Points, float]] = {}
         self._places = group(problem, interior, boundary, terms or {})
         self.slabs, self._before = slabs, tuple[Trial, ...]()
         if slabs is not None:
@@ -147,6 +150,45 @@ class Collocation:
             size = torch.cat([scaled[term].view(-1, len(block.x)) for term in block.terms]).norm(dim=0)
             found.append(block.drawn(size, count, offset))
         return tuple(found)
+
+    def within(self, cells: Sequence[Cell], interior: int, boundary: int, draw: int = 0) -> list[Within]:
+        """Points in each of some boxes: so many of those parts of a region that lie in it; data is divided among the boxes.
+
+        Args:
+            cells: boxes that do not overlap and hold all of the domain.
+            interior, boundary: how many points of interiors, and of boundaries, in each box.
+            draw: its number. What is drawn in a box does not depend on the others.
+        """
+        found = []
+        for index, (where, _, names) in enumerate(self._places):
+            if isinstance(where, Region):
+                n = boundary if where.has_normal else interior
+                parts = [self._part(index, n, draw, cell) for cell in cells]
+                counts = np.array([len(points.x) for points, _ in parts])
+                shares = np.repeat([amount / max(len(points.x), 1) for points, amount in parts], counts)
+                x, normals = np.concatenate([p.x for p, _ in parts]), [p.normal for p, _ in parts if p.normal is not None]
+                block = Block(names, self._tensor(x), self._tensor(np.concatenate(normals)) if normals else None, {})
+                which = np.repeat(np.arange(len(cells)), counts)
+            else:
+                block = self._block(index, 0)
+                which = np.stack([cell.holds(block.x.double().cpu().numpy()) for cell in cells]).argmax(axis=0)
+                shares = np.ones(len(which))
+            if len(which):
+                factor = self._tensor(np.sqrt(shares / shares.mean()))
+                found.append(Within(block, factor, torch.as_tensor(which, device=block.x.device)))
+        return found
+
+    def meets(self, cell: Cell) -> bool:
+        """Whether the domain has points in a box."""
+        return draw_within(self.problem.domain.interior, cell, PROPOSED)[1] > 0
+
+    def _part(self, index: int, count: int, number: int, cell: Cell) -> tuple[Points, float]:
+        """What is drawn in one box, which is kept."""
+        key = (index, count, number, *cell.key)
+        if key not in self._parts:
+            where: Any = self._places[index][0]
+            self._parts[key] = draw_within(where, cell, count, (self._seed, index, number))
+        return self._parts[key]
 
     def elsewhere(self, interior: int, boundary: int, seed: int) -> Collocation:
         """The same task at other points: so many on each interior and each boundary region, drawn with another seed."""

@@ -164,9 +164,10 @@ class Section(BaseModel):
 class NetworkConfig(Section):
     """The network: its kind, width, depth and activation of its hidden layers, and how fast it oscillates at the start.
 
-    `patches`: of features, along each coordinate. `harmonics`: of periodic coordinates, as cosines, sines. `stages`: networks
-    that it is the sum of, for the method next_stage. `slabs`: of time, with a network for each, trained one after another: how
-    many, or their edges. What a kind does not have is None; defaults are those of the kind.
+    `patches`: of features, along each coordinate; `each`: features of a patch, where patches are refined. `harmonics`: of
+    periodic coordinates, as cosines, sines. `stages`: networks that it is the sum of, for the method next_stage. `slabs`: of
+    time, with a network for each, trained one after another: how many, or their edges. What a kind does not have is None;
+    defaults are those of the kind.
     """
 
     kind: Annotated[str, row_of(KINDS, "network")] = "mlp"
@@ -175,6 +176,7 @@ class NetworkConfig(Section):
     activation: Annotated[str, row_of(ACTIVATIONS, "activation")] = "tanh"
     frequency: Positive = 1.0
     patches: Count | dict[str, Count] | None = None
+    each: Count | None = None
     harmonics: Count | None = 1
     stages: Count | None = 1
     slabs: Annotated[int | tuple[float, ...], BeforeValidator(_count_or_edges)] = 1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pinnsketch.blank import blank
 from pinnsketch.features import Features
+from pinnsketch.patches import Patches
 from pinnsketch.periodic import Periodic
 from pinnsketch.slabs import Slabs, edges_of
 
@@ -131,7 +132,7 @@ class Multistage(nn.Module):
         self.begin(int(state))
 
 
-KINDS: dict[str, type[nn.Module]] = {"mlp": MLP, "features": Features}
+KINDS: dict[str, type[nn.Module]] = {"mlp": MLP, "features": Features, "patches": Patches}
 
 
 def options_of(kind: str) -> dict[str, Any]:
@@ -176,6 +177,8 @@ def build(
     if slabs != 1:
         if stages != 1:
             raise ValueError("network: expected stages or slabs; got both. A second network in each slab is not there yet.")
+        if KINDS[kind] is Patches:
+            raise ValueError("network: expected kind mlp or features in slabs of time; patches refine themselves in time too.")
         if time is None:
             raise ValueError(
                 "network.slabs: expected a problem in time, with a term at domain.start(...) that says how it begins; there is "

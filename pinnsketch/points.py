@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pinnsketch.geometry.shape import Array, EmptyRegion, Region
+from pinnsketch.geometry.shape import Array, EmptyRegion, Mask, Region
 
 Sampler = Callable[[int, Array, np.random.Generator], Array]
 
@@ -104,6 +104,102 @@ def draw(region: Region, n: int, sampler: str = "sobol", seed: Sequence[int] = (
         tried, ask = ask, min(ask * 64, PROPOSALS) if not found else int(ask * n / found * 1.1) + 1
         if ask > max(MOST, 16 * n):
             raise EmptyRegion(f"{region} is too thin: {found} of {tried:,} proposed points lie in it, and {n} are needed.")
+
+
+ASIDE = 1e-6
+"""How far within the domain it is looked to which box a part of a boundary belongs, over the width of that."""
+TRIED = 64
+"""Points that are proposed in a box for each that is wanted, at most."""
+CELLS, FINE, DEPTH = 256, 0.25, 60
+"""A part of a boundary in a box: the most cells that cover it, their width over that of the box, and how often they are cut."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A box of coordinates, ends included.
+
+    Args:
+        low, high: its corners, `(d,)`.
+        key: integers that tell it from other boxes.
+    """
+
+    low: Array
+    high: Array
+    key: tuple[int, ...] = ()
+
+    def holds(self, x: Array) -> Mask:
+        """Which of points `(n, d)` lie in it."""
+        inside: Mask = np.all((x >= self.low) & (x <= self.high), axis=1)
+        return inside
+
+
+def draw_within(region: Region, cell: Cell, n: int, seed: Sequence[int] = (0,)) -> tuple[Points, float]:
+    """Draw n points of the part of a region that lies in a box, by Sobol sequence; fewer where the box hardly meets the region.
+
+    Args:
+        region: where.
+        cell: the box.
+        n: how many.
+        seed: as for `draw`; the key of the box is added to it.
+
+    Returns: the points, and the share of the unit cube that is mapped onto that part: its measure, in one unit for all boxes.
+    """
+    if region.endpoints:
+        points = draw(region, region.endpoints)
+        inside = _belongs(points, cell)
+        normal = None if points.normal is None else points.normal[inside]
+        return Points(points.x[inside], normal), float(inside.mean())
+    cells = _cells(region, cell.low, cell.high)
+    cells = cells[(cells[:, 1] > cells[:, 0]).all(axis=1)]
+    volumes = np.prod(cells[:, 1] - cells[:, 0], axis=1)
+    ends, rng, ask = np.cumsum(volumes), np.random.default_rng([*seed, *cell.key]), n
+    if not len(cells):
+        none = np.empty((0, len(cell.low)))
+        return Points(none, none if region.has_normal else None), 0.0
+    while True:
+        s = sobol(ask, np.ones(region.cube), rng)
+        position = s[:, 0] * ends[-1]
+        which = np.searchsorted(ends, position, side="right").clip(max=len(cells) - 1)
+        s[:, 0] = (position - ends[which] + volumes[which]) / volumes[which]
+        x, normal, keep = region.embed(cells[which, 0] + s * (cells[which, 1] - cells[which, 0]))
+        keep = keep & _belongs(Points(x, normal), cell)
+        found = int(keep.sum())
+        if found >= n or ask >= TRIED * n:
+            kept = Points(x[keep][:n], None if normal is None else normal[keep][:n])
+            return kept, float(ends[-1]) * found / ask
+        ask = min(TRIED * n, int(1.2 * ask * n / found) + 8) if found else TRIED * n
+
+
+def _belongs(points: Points, cell: Cell) -> Mask:
+    """Which points lie in a box; a boundary that runs along its side belongs to it where the domain is on the same side."""
+    inward = 0.0 if points.normal is None else ASIDE * (cell.high - cell.low) * points.normal
+    return cell.holds(points.x) & cell.holds(points.x - inward)
+
+
+def _cells(region: Region, low: Array, high: Array) -> Array:
+    """Boxes in the unit cube that hold all of what is mapped into a box: lower and upper corners, `(cells, 2, cube)`."""
+    if not region.has_normal:
+        ends = region.shape.bounds
+        width = ends[:, 1] - ends[:, 0]
+        return np.stack([((edge - ends[:, 0]) / width).clip(0, 1) for edge in (low, high)])[None]
+    m, edges = region.cube, np.cumsum([0.0, *(piece.measure for piece in region.pieces())])
+    cells = np.zeros((len(edges) - 1, 2, m)) + np.array([0.0, 1.0])[:, None]
+    cells[:, 0, 0], cells[:, 1, 0] = edges[:-1] / edges[-1], edges[1:] / edges[-1]
+    corners = np.stack(np.meshgrid(*[[1e-9, 0.5, 1 - 1e-9]] * m, indexing="ij"), axis=-1).reshape(-1, m)
+    halves = np.stack(np.meshgrid(*[[0, 1]] * m, indexing="ij"), axis=-1).reshape(-1, m)
+    for _ in range(DEPTH):
+        if not 0 < len(cells) <= CELLS:
+            break
+        wide = cells[:, 1] - cells[:, 0]
+        x = region.embed((cells[:, None, 0] + corners * wide[:, None]).reshape(-1, m))[0].reshape(len(cells), len(corners), -1)
+        least, most = x.min(axis=1), x.max(axis=1)
+        spread = most - least
+        cells = cells[((most + spread / 4 >= low) & (least - spread / 4 <= high)).all(axis=1)]
+        if (spread <= FINE * (high - low)).all():
+            break
+        starts = cells[:, None, 0] + halves * (cells[:, 1] - cells[:, 0])[:, None] / 2
+        cells = np.stack([starts, starts + (cells[:, 1] - cells[:, 0])[:, None] / 2], axis=2).reshape(-1, 2, m)
+    return cells
 
 
 def _widths(region: Region) -> Array:

@@ -206,6 +206,20 @@ def test_the_tables_beside_classical_solvers_are_the_committed_results(monkeypat
         assert any(e <= error and 20 * s < seconds for e, s in solves), problem
 
 
+def test_the_table_of_adaptive_patches_is_the_committed_result():
+    found = json.loads(RESULTS.with_name("patches.json").read_text())
+    values = {row["name"]: row["value"] for row in found["rows"]}
+    page = (ROOT / "docs" / "features.md").read_text()
+    table = re.findall(r"^\| (\w[^|]+) \| (\d+) of (\d+) \| ([\d.e-]+) \| ([\d.e-]+) \| ([\d.]+) \|$", page, flags=re.MULTILINE)
+    assert [f"{name}, patches" for name, *_ in table] == list(found["runs"])
+    for name, patches, _, error, goal, seconds in table:
+        name = f"{name}, patches"
+        assert int(patches) == found["runs"][name][0]["patches"]
+        row = next(row for row in found["rows"] if row["name"] == f"{name}: relative L2 error")
+        assert (error, f"<= {goal}") == (f"{row['value']:.1e}", row["goal"])
+        assert seconds == f"{values[f'{name}: CPU seconds']:.1f}"
+
+
 def _rows(name):
     return json.loads(RESULTS.with_name(f"{name}.json").read_text())["rows"]
 
@@ -214,7 +228,8 @@ def test_the_table_of_the_features_page_is_the_committed_result():
     found = {row["name"]: row for row in json.loads(RESULTS.with_name("features.json").read_text())["rows"]}
     page = (ROOT / "docs" / "features.md").read_text()
     table = re.findall(r"^\| ([^|]+?)( \*)? \| ([\d.e-]+) \| ([\d.e-]+) \| ([\d.]+) \|$", page, flags=re.MULTILINE)
-    assert [name for name, *_ in table] == [name.split(": rel")[0] for name in found if name.endswith("relative L2 error")]
+    rows = [name.split(": rel")[0] for name in found if name.endswith("relative L2 error")]
+    assert [name for name, *_ in table] == [name for name in rows if not name.endswith(", patches")]
     for name, star, error, goal, seconds in table:
         row = found[f"{name}: relative L2 error"]
         assert (error, f"<= {goal}") == (f"{row['value']:.1e}", row["goal"])

@@ -6,7 +6,7 @@ carried as one stream (Li et al. 2024, forward Laplacian; Dangel et al. 2025, co
 """
 
 from pinnsketch.jets.jacobian import Basis, Jacobian, Outer, by_point, by_rows, by_uses
-from pinnsketch.jets.jet import RULES, Jet, Jets, NoRule, Use, linear
+from pinnsketch.jets.jet import RULES, Jet, Jets, NoRule, Use, linear, sparse_linear
 from pinnsketch.jets.known import of_points
 from pinnsketch.jets.pieces import held, in_pieces
 from pinnsketch.jets.streams import Streams
@@ -28,4 +28,5 @@ __all__ = [
     "in_pieces",
     "linear",
     "of_points",
+    "sparse_linear",
 ]

@@ -78,5 +78,12 @@ def gelu(v: Tensor, k: int) -> list[Tensor]:
     return times_v(v, [torch.special.ndtr(v), *density])
 
 
+def erf(v: Tensor, k: int) -> list[Tensor]:
+    f = [torch.erf(v), 2 / math.sqrt(math.pi) * (-v * v).exp()]
+    for m in range(1, k):  # Hermite: f'' = -2 v f'
+        f.append(-2 * (v * f[m] + (m - 1) * f[m - 1]))
+    return f[: k + 1]
+
+
 def softplus(v: Tensor, k: int) -> list[Tensor]:
     return [functional.softplus(v, threshold=1e6), *sigmoid(v, k - 1)]

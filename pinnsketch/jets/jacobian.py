@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pinnsketch.jets.jet import Use
+from pinnsketch.jets.jet import NoRule, Use
 
 PASSES = 100
 """What an entrywise pass over a matrix costs, in multiplications and additions for each entry."""
@@ -63,37 +63,60 @@ class Outer:
     Args:
         x: what went into the parameter, `(S, n, i)`.
         g: derivatives of the residuals by what came out, `(S, c, n, o)`.
+        columns: where each point met few columns of the parameter, which: `(n, k)`, and x is `(S, n, k)`.
+        inputs: i, where columns are given.
     """
 
     x: Tensor
     g: Tensor
+    columns: Tensor | None = None
+    inputs: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(o, i) of the parameter."""
+        return self.g.shape[-1], self.x.shape[-1] if self.columns is None else self.inputs
 
     def rows(self) -> Tensor:
         """`(c n, o i)`."""
-        return self.put(self.g.new_empty(self.g.shape[1] * self.g.shape[2], self.g.shape[-1] * self.x.shape[-1]))
+        o, i = self.shape
+        return self.put(self.g.new_empty(self.g.shape[1] * self.g.shape[2], o * i))
+
+    def local(self) -> Tensor:
+        """The rows in those columns that each point met, `(c, n, o, k)`."""
+        return torch.einsum("scno,snk->cnok", self.g, self.x)
 
     def put(self, out: Tensor) -> Tensor:
         """The rows, written to `(c n, o i)`."""
-        (_, c, n, o), i = self.g.shape, self.x.shape[-1]
+        (_, c, n, o), i = self.g.shape, self.shape[1]
         whole = out.unflatten(0, (c, n)).unflatten(2, (o, i)).zero_()
+        if self.columns is not None:
+            local = self.local()
+            whole.scatter_add_(3, self.columns[None, :, None].expand_as(local), local)
+            return out
         for g, x in zip(self.g, self.x, strict=True):
             whole.addcmul_(g[..., None], x[None, :, None])
         return out
 
     def times(self, v: Tensor) -> Tensor:
         """The rows times a change `(o i,)` of the parameter, `(c n,)`."""
+        if self.columns is not None:
+            return torch.einsum("cnok,onk->cn", self.local(), v.view(self.shape)[:, self.columns]).flatten()
         y = self.x @ v.view(self.g.shape[-1], self.x.shape[-1]).T
         return torch.einsum("scno,sno->cn", self.g, y).flatten()
 
     def transposed(self, w: Tensor) -> Tensor:
         """The sum of the rows with weights `(c n,)`, `(o i,)`."""
         g = torch.einsum("cn,scno->sno", w.view(self.g.shape[1:3]), self.g)
+        if self.columns is not None:
+            parts = torch.einsum("sno,snk->onk", g, self.x).flatten(1)
+            return g.new_zeros(self.shape).index_add_(1, self.columns.flatten(), parts).flatten()
         return torch.einsum("sno,sni->oi", g, self.x).flatten()
 
     def gram(self, other: Outer) -> Tensor:
         """Inner products with another's rows, `(c n, c' n')`, by channels or by rows, whichever moves fewer numbers."""
         (s, c, n, o), (t, c2, n2, _), i = self.g.shape, other.g.shape, self.x.shape[-1]
-        if s * t * (o + i + PASSES) > o * i:
+        if s * t * (o + i + PASSES) > o * i or self.columns is not None or other.columns is not None:
             return _with_itself(self.rows()) if other is self else self.rows() @ other.rows().T
         found = self.g.new_zeros(c, n, c2, n2)
         for k in range(s):
@@ -110,7 +133,7 @@ class Outer:
     def along(self, basis: Basis) -> Tensor:
         """The rows times the directions of a basis, `(s, c n)`: one row a direction."""
         (s, c, n, o), i = self.g.shape, self.x.shape[-1]
-        if (o, i) != (len(basis.left), len(basis.right)):
+        if (o, i) != (len(basis.left), len(basis.right)) or self.columns is not None:
             return (self.rows() @ basis.matrix()).T
         found = self.g.new_empty(len(basis.a), c, n)
         for piece in torch.arange(n).split(PIECE):
@@ -125,6 +148,8 @@ class Outer:
 
     def join(self, other: Outer) -> Outer:
         """The same parameter used twice."""
+        if self.columns is not None or other.columns is not None:
+            raise NoRule("no rule for a weight that is met twice, in some of its columns")
         return Outer(torch.cat([self.x, other.x]), torch.cat([self.g, other.g]))
 
 
@@ -139,6 +164,11 @@ class Jacobian:
     def __init__(self, blocks: Sequence[tuple[Tensor, Mapping[int, Outer]]], shapes: Sequence[torch.Size]) -> None:
         self._blocks, self._like = [block for _, block in blocks], blocks[0][0]
         self._rows, self._sizes = [len(r) for r, _ in blocks], [shape.numel() for shape in shapes]
+
+    @property
+    def blocks(self) -> list[Mapping[int, Outer]]:
+        """The outer products by number of the parameter, of the residuals that share points with."""
+        return self._blocks
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -242,7 +272,7 @@ def _read(use: Use, g: Tensor) -> Outer:
         read = g.flatten(1).ne(0).any(1).tolist()
         kept = [s for s, reads in enumerate(read) if reads] or [0]
         x, g = [x[s] for s in kept], g[kept]
-    return Outer(_channels(x), g)
+    return Outer(_channels(x), g, use.columns, 0 if use.columns is None else use.weight.shape[1])
 
 
 def by_point(

@@ -24,12 +24,17 @@ class NoRule(TypeError):
 
 @dataclass(frozen=True)
 class Use:
-    """One use of a weight: `y = x W^T + b`, the jets that went in and came out."""
+    """One use of a weight: `y = x W^T + b`, the jets that went in and came out.
+
+    Args:
+        columns: of W that each point meets, `(n, i)`, where x holds these alone; None: all.
+    """
 
     weight: Tensor
     bias: Tensor | None
     x: Jet
     y: Jet
+    columns: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -235,6 +240,17 @@ def linear(x: Jet, weight: Tensor, bias: Tensor | None = None, product: Callable
     return y
 
 
+def sparse_linear(x: Any, weight: Tensor, columns: Tensor) -> Any:
+    """x W^T where each point has a few columns of W `(o, i)`: x `(n, k)`, a tensor or a jet, columns `(n, k)`."""
+    taken = weight[:, columns]
+    if not isinstance(x, Jet):
+        return torch.einsum("nk,onk->no", x, taken)
+    y = x.like(torch.einsum("nk,onk->no", x.value, taken), torch.einsum("snk,onk->sno", x.whole, taken))
+    if x.uses is not None:
+        x.uses.append(Use(weight, None, x, y, columns))
+    return y
+
+
 def add(x: Any, y: Any, alpha: float = 1) -> Jet:
     if isinstance(x, Jet) and isinstance(y, Jet):
         return x.like(x.value + alpha * y.value, x.whole + alpha * y.whole)
@@ -343,6 +359,7 @@ RULES: dict[Any, Callable[..., Jet]] = {
     **{f: elementwise(functions.sin) for f in (torch.sin, torch.Tensor.sin)},
     **{f: elementwise(functions.cos) for f in (torch.cos, torch.Tensor.cos)},
     **{f: elementwise(functions.exp) for f in (torch.exp, torch.Tensor.exp)},
+    **{f: elementwise(functions.erf) for f in (torch.erf, torch.Tensor.erf)},
     **{f: elementwise(functions.log) for f in (torch.log, torch.Tensor.log)},
     **{f: elementwise(functions.sigmoid) for f in (torch.sigmoid, torch.Tensor.sigmoid, functional.sigmoid)},
     **{f: elementwise(functions.silu) for f in (functional.silu,)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pinnsketch.methods.adam import Adam
 from pinnsketch.methods.cyr2020_polish import Polish
 from pinnsketch.methods.dong2021_random_features import RandomFeatures
+from pinnsketch.methods.dorfler1996_patches import AdaptivePatches
 from pinnsketch.methods.feinberg2023_sketchy import Sketchy, SketchySOAP
 from pinnsketch.methods.first_order import method_of
 from pinnsketch.methods.goldshlager2024_spring import Spring
@@ -31,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
     "next_slab": NextSlab,
     "next_stage": NextStage,
     "nncg": NNCG,
+    "patches": AdaptivePatches,
     "polish": Polish,
     "sgd": SGD,
     "shampoo": method_of(Shampoo),

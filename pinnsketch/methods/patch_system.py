@@ -1,0 +1,224 @@
+"""The residuals of a task in the weights of patches, at points of these patches, and their least-squares solution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from math import inf, isfinite
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pinnsketch.blocks import Within
+from pinnsketch.methods.least_squares import FALLS, FRESH, SHORTEST, STILL, Weights
+from pinnsketch.methods.multifrontal import Rows, dissected, least_squares
+from pinnsketch.patches import Patches
+from pinnsketch.points import Cell
+
+ROWS, EDGE = 3, 3
+"""Points of a patch for each of its features, and on a boundary for each along it."""
+SHARE = 2
+"""One in so many of these is enough to judge by."""
+PIECE = 1024
+"""Points whose rows are made at a time."""
+CLOSE = 1.2
+"""How many times its prediction the loss may be after a whole step for the next to be hardly worth it."""
+ALIKE = 4.0
+"""Of coordinates whose highest modes have energies no further apart, the longest side is halved."""
+NODES, MOST = 10, 4096
+"""Legendre modes along each coordinate; fewer, where these would take more points."""
+REST = -1
+"""The block of columns of all parameters but the weights of patches."""
+
+
+class Solve(NamedTuple):
+    """What a solve came to: the loss after it, and whether another would hardly lower it."""
+
+    loss: float
+    settled: bool
+
+
+class PatchSystem:
+    """Residuals and rows of their Jacobian at points that are drawn in each patch, with the sparsity of the patches.
+
+    Args:
+        task, model: as in `Objective`; the network of the model is one of patches.
+    """
+
+    def __init__(self, task: Any, model: Any) -> None:
+        self.task, self.model, self.weights = task, model, Weights(task, model)
+        self.network: Patches = model.network
+        self._points: list[Within] | None = None
+
+    def points(self, fresh: bool = False) -> list[Within]:
+        """The points of all patches, those near to the same number of patches together; fresh: others, and fewer."""
+        if self._points is not None and not fresh:
+            return self._points
+        d, each, share = self.network.level.shape[1], self.network.each, SHARE if fresh else 1
+        interior, boundary = ROWS * each // share, max(EDGE * round(each ** ((d - 1) / d)) // share, 1)
+        cells = [self._cell(k) for k in self.network.leaves]
+        drawn = self.task.within(cells, interior, boundary, FRESH if fresh else 0)
+        found = [part.at(self.network.near(part.block.x)[1].sum(1).argsort(stable=True)) for part in drawn]
+        if not fresh:
+            self._points = found
+        return found
+
+    def _corners(self, k: int) -> tuple[Tensor, Tensor]:
+        """Of a box, in coordinates as they are."""
+        low, high = self.network.boxes()
+        return low[k] / self.network.scale + self.network.center, high[k] / self.network.scale + self.network.center
+
+    def _cell(self, k: int) -> Cell:
+        low, high = (corner.double().cpu().numpy() for corner in self._corners(k))
+        return Cell(low, high, (*self.network.level[k].tolist(), *self.network.place[k].tolist()))
+
+    def residuals(self, points: Sequence[Within]) -> list[Tensor]:
+        """Scaled residuals at points with their factors, `(c, n)` by block."""
+        found = []
+        for part in points:
+            pieces = [part.block.piece(k, k + PIECE) for k in range(0, len(part.block.x), PIECE)]
+            each = [[r.view(-1, len(p.x)) for r in self.task.scaled(self.model, (p,)).values()] for p in pieces]
+            found.append(torch.cat([torch.cat(columns) for columns in each], dim=1) * part.factor)
+        return found
+
+    def indicators(self) -> Tensor:
+        """The norm of the residuals in each leaf at fresh points; infinite where one is no number."""
+        points = self.points(fresh=True)
+        found = self.network.center.new_zeros(len(self.network.leaves))
+        for r, part in zip(self.residuals(points), points, strict=True):
+            found.index_add_(0, part.cell, r.square().sum(0))
+        return torch.nan_to_num(found.sqrt(), nan=inf, posinf=inf)
+
+    def loss(self) -> float:
+        return float(torch.stack([r.square().sum() for r in self.residuals(self.points())]).sum())
+
+    def rows(self) -> tuple[list[Rows], float]:
+        """Rows of the Jacobian with minus the residuals on their right, and the loss; none where it is not finite."""
+        groups, loss = dict[tuple[int, ...], list[Rows]](), 0.0
+        for part in self.points():
+            for k in range(0, len(part.block.x), PIECE):
+                piece, factor = part.block.piece(k, k + PIECE), part.factor[k : k + PIECE]
+                r, jacobian = self.task.linearize(self.model, (piece,), self.weights.parameters)
+                r = r.view(-1, len(piece.x)) * factor
+                loss += float(r.square().sum())
+                if not isfinite(loss):
+                    return [], loss
+                for rows in self._by_patches(piece.x, -r, factor, jacobian.blocks[0]):
+                    groups.setdefault(rows.blocks, []).append(rows)
+        return [Rows.joined(parts) for parts in groups.values()], loss
+
+    def _by_patches(self, x: Tensor, right: Tensor, factor: Tensor, outers: Mapping[int, Any]) -> list[Rows]:
+        """Rows of residuals `(c, n)` at points `(n, d)`, those of points that are near to the same patches together."""
+        (c, n), each = right.shape, self.network.each
+        local = outers[0].local() * factor[:, None, None]
+        local = local.unflatten(3, (-1, each)).permute(1, 0, 3, 2, 4).flatten(3)
+        rest = [outers[k].rows().view(c, n, -1).transpose(0, 1) * factor[:, None, None] for k in sorted(outers) if k]
+        found = []
+        for boxes, points in self._groups(x):
+            entries = torch.cat([local[points, :, : len(boxes)].flatten(2), *(part[points] for part in rest)], dim=2)
+            blocks = (*boxes, REST) if rest else boxes
+            found.append(Rows(blocks, entries.flatten(0, 1), right[:, points].T.reshape(-1, 1)))
+        return found
+
+    def _groups(self, x: Tensor) -> list[tuple[tuple[int, ...], Tensor]]:
+        """Points by the patches that they are near to."""
+        index, meant = self.network.near(x)
+        keys, which = np.unique(torch.where(meant, index, -1).cpu().numpy(), axis=0, return_inverse=True)
+        which = which.reshape(-1)
+        points = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which, minlength=len(keys)))[:-1])
+        boxes = [tuple(k for k in key if k >= 0) for key in keys.tolist()]
+        return [(key, torch.as_tensor(part, device=x.device)) for key, part in zip(boxes, points, strict=True) if key]
+
+    def least(self, rows: Sequence[Rows], size: int) -> dict[int, Tensor]:
+        """The least-squares solution, by patch `(size, q)`."""
+        joined: dict[int, set[int]] = {}
+        for part in rows:
+            for k in part.blocks:
+                joined.setdefault(k, set()).update(part.blocks)
+        rest = joined.pop(REST, None)
+        low, high = self.network.boxes()
+        order = dissected(sorted(joined), joined, (low + high).tolist())
+        sizes = dict.fromkeys(order, size)
+        if rest is not None:
+            order, sizes[REST] = [*order, REST], sum(p.numel() for p in self.weights.parameters[1:])
+        return least_squares(rows, sizes, order)
+
+    def solve(self, affine: bool) -> Solve:
+        """One step of Gauss and Newton: to the minimum where the residuals are affine, else as far as they fall along it."""
+        start = self.weights.now
+        if affine:
+            self.weights.place(torch.zeros_like(start))
+        rows, before = self.rows()
+        if not isfinite(before):
+            self.weights.place(start)
+            return Solve(before, True)
+        origin, found = self.weights.now, self.least(rows, self.network.output.out_features * self.network.each)
+        step, predicted = self._vector(found), float(torch.stack([part.off(found) for part in rows]).sum())
+        if affine:
+            self.weights.place(step)
+            return Solve(predicted, True)
+        length, after = 1.0, inf
+        while length >= SHORTEST and not after < before:
+            self.weights.place(origin + length * step)
+            after, length = self.loss(), length / 2
+        if not after < before:
+            self.weights.place(origin)
+            after = before
+        done = length == 0.5 and after < CLOSE * predicted
+        falls = after < STILL * before and predicted < FALLS * before
+        return Solve(after, done or not falls)
+
+    def _vector(self, found: Mapping[int, Tensor]) -> Tensor:
+        """A change of all parameters, given by patch."""
+        weight, each = torch.zeros_like(self.network.output.weight), self.network.each
+        for k, part in found.items():
+            if k != REST:
+                weight[:, k * each : (k + 1) * each] = part.view(-1, each)
+        rest = [found[REST][:, 0]] if REST in found else [p.new_zeros(p.numel()) for p in self.weights.parameters[1:]]
+        return torch.cat([weight.flatten(), *rest]).detach()
+
+    def axis(self, k: int) -> int:
+        """The coordinate along which the function in a box has most of its highest Legendre modes."""
+        d, (low, high) = self.network.level.shape[1], self._corners(k)
+        count = max(3, min(NODES, int(MOST ** (1 / d))))
+        nodes, mass = np.polynomial.legendre.leggauss(count)
+        transform = np.polynomial.legendre.legvander(nodes, count - 1).T * mass * np.sqrt(np.arange(count) + 0.5)[:, None]
+        grid = torch.cartesian_prod(*[torch.as_tensor(nodes)] * d).view(-1, d).to(low)
+        with torch.no_grad():
+            modes = self.network((low + high) / 2 + grid * (high - low) / 2).T.cpu().numpy().reshape(-1, *[count] * d)
+        for axis in range(1, d + 1):
+            modes = np.moveaxis(np.tensordot(transform, modes, axes=(1, axis)), 0, axis)
+        energy = [float(np.square(np.moveaxis(modes, axis, 0)[count // 2 :]).sum()) for axis in range(1, d + 1)]
+        level = self.network.level[k].tolist()
+        return min((a for a in range(d) if ALIKE * energy[a] >= max(energy)), key=lambda a: (level[a], a))
+
+    def refine(self, marked: Sequence[tuple[int, int]], fit: bool) -> None:
+        """Halve boxes, and neighbours that would be more than twice as wide.
+
+        Args:
+            marked: boxes, and along which coordinate.
+            fit: let the function stay as it is, as far as the new features can; else weights are out of date.
+        """
+        before = deepcopy(self.network) if fit else None
+        while marked and self.network.room:
+            for k, axis in marked[: self.network.room]:
+                for part in (k, self.network.split(k, axis)):
+                    self.network.used[part] = self.task.meets(self._cell(part))
+            marked = self.network.unbalanced()
+        self._points = None
+        if before is not None:
+            self._fit(before)
+
+    def _fit(self, other: Patches) -> None:
+        """Let the network be near another at points of all patches."""
+        rows, each = [], self.network.each
+        for part in self.points(fresh=True):
+            for x in part.block.x.split(PIECE):
+                with torch.no_grad():
+                    hidden, right = self.network.hidden(x, *self.network.near(x)), other(x)
+                rows += [Rows(boxes, hidden[p, : len(boxes) * each], right[p]) for boxes, p in self._groups(x)]
+        with torch.no_grad():
+            for k, found in self.least(rows, each).items():
+                self.network.output.weight[:, k * each : (k + 1) * each] = found.T

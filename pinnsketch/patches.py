@@ -1,0 +1,205 @@
+"""Patches: random features in boxes that are halved where a solution is sharp, under windows that sum to one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from math import comb, log
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pinnsketch.blank import blank
+from pinnsketch.features import ACTIVATIONS
+from pinnsketch.jets import Jet, sparse_linear
+
+REACH = 0.35
+"""How far a window reaches beyond its box, over the width of that."""
+VANISHES = 6.0
+"""Where (1 - erf) / 2 has fallen to the rounding of 1."""
+SPREAD = 1e-9
+"""Of the highest polynomials in the features of a box, beside the lowest, in float64: far above rounding, and still small."""
+FAR = 1e3
+"""Where the edges of windows lie that would end at the ends of the domain."""
+
+
+class Patches(nn.Module):
+    """Random features in the leaves of a tree of boxes.
+
+        u = sum_k w_k(x) sum_j v_kj sigma(a_kj . (x - c_kj)),    w_k = phi_k / sum_l phi_l
+
+    The bump phi_k of box k is a product over coordinates of (erf(z - low) - erf(z - high)) / 2, z in units of REACH / VANISHES
+    of its width: away from its neighbours a window w_k is zero to rounding, and they sum to one whatever the boxes are.
+    Directions a_kj are uniform in [-R, R]^d over half the width of a box, centres c_kj uniform in it, so that features shrink
+    with their box (Babuska & Guo 1988: a corner needs boxes that halve towards it). In a box that is small enough a solution
+    is a polynomial, and F features hold those up to a degree p, the better the smaller R is, by weights of size R^-p; so R is
+    such that R^p = SPREAD. Only v trains, from zero. There is one box at first; the method `patches` splits those with the
+    largest residuals.
+
+    Args:
+        bounds: lower and upper end of each input, `(d, 2)`.
+        outputs: number of outputs m.
+        width: number of features that there is room for.
+        each: number F of features of a box.
+        activation: sigma: tanh or sin.
+        frequency: factor of R.
+        periodic: which inputs are, by number: none may be.
+        generator: draws the features; equal generators give equal networks.
+        dtype: of all parameters.
+
+    Maps points `(n, d)` to values `(n, m)`.
+
+    Raises:
+        ValueError: if there is no room for the features of one box, a coordinate is periodic, or an activation is not known.
+    """
+
+    center: Tensor
+    scale: Tensor
+    directions: Tensor
+    """a_kj over R and half the width of the box, `(K, F, d)`."""
+    centres: Tensor
+    """c_kj from the middle of the box, over half its width, `(K, F, d)`."""
+    level: Tensor
+    """How often each box was halved along each coordinate, `(K, d)`."""
+    place: Tensor
+    """Its place among the 2^level along each coordinate, `(K, d)`."""
+    used: Tensor
+    """Which boxes are leaves that meet the domain, `(K,)`."""
+    count: Tensor
+    """How many boxes there are; others are room for more."""
+
+    def __init__(
+        self,
+        bounds: Tensor,
+        outputs: int = 1,
+        *,
+        width: int = 2000,
+        each: int = 80,
+        activation: str = "tanh",
+        frequency: float = 1.0,
+        periodic: Sequence[int] = (),
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"There are no features {activation!r}; there are {', '.join(ACTIVATIONS)}.")
+        if width < each:
+            raise ValueError(f"Patches: expected a width of {each} features or more, those of one patch; got {width}.")
+        if periodic:
+            raise ValueError(
+                "Patches end at the ends of a coordinate: for a periodic one use a network of kind features or mlp."
+            )
+        low, high = bounds.to(dtype).T
+        k, d = width // each, len(low)
+        self.register_buffer("center", (low + high) / 2)
+        self.register_buffer("scale", 2 / (high - low))
+        drawn = 2 * torch.rand(2, k, each, d, generator=generator, dtype=dtype) - 1
+        self.register_buffer("directions", drawn[0])
+        self.register_buffer("centres", drawn[1])
+        self.register_buffer("level", torch.zeros(k, d, dtype=torch.int64))
+        self.register_buffer("place", torch.zeros(k, d, dtype=torch.int64))
+        self.register_buffer("used", torch.arange(k) == 0)
+        self.register_buffer("count", torch.ones((), dtype=torch.int64))
+        degree = next(p for p in count(1) if comb(p + d, d) >= each)
+        digits = log(torch.finfo(dtype).eps) / log(torch.finfo(torch.float64).eps)
+        self._activation, self.radius = ACTIVATIONS[activation], frequency * SPREAD ** (digits / degree)
+        self.output = blank(nn.Linear, k * each, outputs, bias=False, dtype=dtype)
+        nn.init.zeros_(self.output.weight)
+
+    @property
+    def each(self) -> int:
+        """The number F of features of a box."""
+        return self.directions.shape[1]
+
+    @property
+    def room(self) -> int:
+        """How many more boxes there is room for."""
+        return len(self.level) - int(self.count)
+
+    @property
+    def leaves(self) -> list[int]:
+        """The boxes that are leaves and meet the domain."""
+        return self.used.nonzero()[:, 0].tolist()
+
+    def boxes(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper corners of all boxes in coordinates scaled to [-1, 1], `(K, d)` each."""
+        width = 2.0 ** (1 - self.level.to(self.center.dtype))
+        low = self.place * width - 1
+        return low, low + width
+
+    def split(self, box: int, axis: int) -> int:
+        """Halve a box: it becomes its lower half, and the box whose number is given the upper one."""
+        new = int(self.count)
+        self.count += 1
+        for part in (self.level, self.place, self.used):
+            part[new] = part[box]
+        for k, side in ((box, 0), (new, 1)):
+            self.level[k, axis] += 1
+            self.place[k, axis] = 2 * self.place[k, axis] + side
+        return new
+
+    def unbalanced(self) -> list[tuple[int, int]]:
+        """Leaves that are more than twice as wide as one that they touch, along the coordinate in which they touch it."""
+        boxes, (low, high) = self.used.nonzero()[:, 0], self.boxes()
+        low, high, level = low[boxes], high[boxes], self.level[boxes]
+        touch = (low[:, None] <= high) & (high[:, None] >= low)
+        beside = (low[:, None] == high) | (high[:, None] == low)
+        wide = touch.all(2, keepdim=True) & beside & (level[:, None] < level - 1)
+        found = wide.any(1).nonzero().tolist()
+        return [(int(boxes[k]), axis) for k, axis in dict(reversed(found)).items()][::-1]
+
+    def near(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The boxes whose windows do not vanish at points `(n, d)`: `(n, A)`, and which of these are meant, `(n, A)`.
+
+        Where a point has fewer than A, its first is repeated.
+        """
+        boxes = self.used.nonzero()[:, 0]
+        low, high, width = self._edges()
+        reach = REACH * width[boxes]
+        y = ((x - self.center) * self.scale)[:, None]
+        inside = ((y > low[boxes] - reach) & (y < high[boxes] + reach)).all(2)
+        point, which = inside.nonzero().unbind(1)
+        counts = inside.sum(1)
+        most = max(int(counts.max()), 1) if len(x) else 1
+        ends = counts.cumsum(0)
+        rank = torch.arange(len(point), device=x.device) - (ends - counts)[point]
+        meant = torch.arange(most, device=x.device) < counts[:, None]
+        index = boxes[:1].expand(len(x), most).clone()
+        index[point, rank] = boxes[which]
+        return torch.where(meant, index, index[:, :1]), meant
+
+    def forward(self, x: Any) -> Any:
+        plain = x.value if isinstance(x, Jet) else x.detach()
+        index, meant = self.near(plain)
+        columns = (index[..., None] * self.each + torch.arange(self.each, device=index.device)).flatten(1)
+        return sparse_linear(self.hidden(x, index, meant), self.output.weight, columns)
+
+    def hidden(self, x: Any, index: Tensor, meant: Tensor) -> Any:
+        """The features of boxes `(n, A)` at points `(n, d)`, under their windows: `(n, A F)`."""
+        y, (low, high) = (x - self.center) * self.scale, self.boxes()
+        half = ((high - low) / 2)[:, None]
+        weight = self.radius * self.directions / half
+        shift = -(weight * (((low + high) / 2)[:, None] + half * self.centres)).sum(2)
+        features = self._activation(torch.einsum("nd,nafd->naf", y, weight[index]) + shift[index])
+        n, boxes = index.shape
+        windows = self.windows(y, index, meant).reshape(n, boxes, 1)
+        return (features * windows).reshape(n, boxes * self.each)
+
+    def windows(self, y: Any, index: Tensor, meant: Tensor) -> Any:
+        """The windows of boxes `(n, A)` at points `(n, d)` in scaled coordinates: `(n, A)`; zero for what is not meant."""
+        low, high, width = self._edges()
+        scale = VANISHES / (REACH * width)
+        y = y.reshape(len(index), 1, y.shape[1])
+        rise = torch.erf((y - low[index]) * scale[index]) - torch.erf((y - high[index]) * scale[index])
+        bump = rise[..., 0]
+        for axis in range(1, rise.shape[2]):
+            bump = bump * rise[..., axis]
+        bump = bump * (meant * 0.5 ** rise.shape[2])
+        return bump / (bump.sum(1, keepdim=True) + 1e-30)
+
+    def _edges(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The corners of boxes, far away where a box ends with the domain; and their widths, `(K, d)` each."""
+        low, high = self.boxes()
+        return torch.where(low <= -1, -FAR, low), torch.where(high >= 1, FAR, high), high - low
