@@ -150,6 +150,15 @@ def features(width: int, interior: int, boundary: int, activation: str = "tanh",
     }
 
 
+def patched(width: int, each: int = 80) -> Options:
+    """Patches that refine themselves have points of their own; the task's are those at which a step is reported."""
+    return {
+        "network": {"kind": "patches", "width": width, "each": each},
+        "points": points(400, 100, resample=0),
+        "train": {"method": "patches", "steps": 10**4},
+    }
+
+
 def quasi(width: int, depth: int, interior: int, boundary: int) -> Options:
     """What most papers use."""
     return {
@@ -215,6 +224,7 @@ CASES: dict[str, Case] = {
             "dsgnar 4x20, damping 1e-3": sketched(20, 4, 4000, 200, damping=1e-3),
             "dsgnar 4x20, slabs": marching(sketched(20, 4, 4000, 200), (0, 0.3, 0.45, 0.7, 1), steps=150),
             "ssbroyden 3x20": broyden(20, 3, 4000, 200),
+            "patches": patched(16000),
         },
         60, {"cpu": ((1e-4, 60),), "cuda": ((1e-9, 300),)}, "8e-9 (vRBA with SSBroyden)",
     ),
@@ -226,11 +236,21 @@ CASES: dict[str, Case] = {
             "dsgnar 4x30": sketched(30, 4, 4000, 400),
             "dsgnar 4x30, slabs": marching(sketched(30, 4, 4000, 400), (0, 0.1, 0.25, 0.45, 0.7, 1), steps=200),
             "ssbroyden 3x30": broyden(30, 3, 4000, 400),
+            "features, tanh, slabs": marching(
+                features(3000, 9000, 200, harmonics=2), (0, 0.02, 0.06, 0.12, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1), start=1000
+            ),
         },
         300, {"cpu": ((1e-3, 300),), "cuda": ((1e-7, 300),)}, "1.9e-6 (vRBA with SSBroyden)",
     ),
     "KdV, cos": Case(
-        shipped("kdv"), {**AUTO, "dsgnar 4x30": sketched(30, 4, 4000, 400), "ssbroyden 3x30": broyden(30, 3, 4000, 400)},
+        shipped("kdv"),
+        {
+            **AUTO,
+            "natural_gradient 4x30": natural(30, 4, 1000, 200),
+            "dsgnar 4x30": sketched(30, 4, 4000, 400),
+            "ssbroyden 3x30": broyden(30, 3, 4000, 400),
+            "features, tanh, slabs": marching(features(2000, 6000, 200, harmonics=2), 10, start=500),
+        },
         300, {"cpu": ((1e-4, 300),), "cuda": ((1e-8, 300),)}, "2.2e-6 (vRBA with SSBroyden)",
     ),
     "KdV, two solitons": Case(
@@ -241,6 +261,8 @@ CASES: dict[str, Case] = {
             "natural_gradient 4x30, slabs": marching(natural(30, 4, 800, 100), 5, steps=150),
             "dsgnar 4x30": sketched(30, 4, 4000, 200),
             "dsgnar 4x30, slabs": marching(sketched(30, 4, 4000, 200), 5, steps=150),
+            "features, tanh, slabs": marching(features(3000, 9000, 400, patches={"x": 4}), 12, start=1000),
+            "patches": patched(16000),
             "ssbroyden 3x30": broyden(30, 3, 4000, 200),
         },
         300, {"cpu": ((1e-4, 300),), "cuda": ((1e-8, 300),)}, "2.2e-6 (vRBA with SSBroyden, from a cosine)",
@@ -264,6 +286,7 @@ CASES: dict[str, Case] = {
             "natural_gradient 4x20, slabs": marching(natural(20, 4, 400, 100), 4, steps=100),
             "features, tanh": features(1000, 4000, 600),
             "features, tanh, slabs": marching(features(800, 2600, 400), 8),
+            "patches": patched(8000),
         },
         60, MINUTE, "9.9e-3 trained (NNCG)",
     ),
@@ -281,7 +304,12 @@ CASES: dict[str, Case] = {
     ),
     "L-shape": Case(
         shipped("poisson_l_shape"),
-        {**AUTO, "natural_gradient 4x30": natural(30, 4, 400, 100), "dsgnar 4x30": sketched(30, 4, 2000, 400)},
+        {
+            **AUTO,
+            "natural_gradient 4x30": natural(30, 4, 400, 100),
+            "dsgnar 4x30": sketched(30, 4, 2000, 400),
+            "patches": patched(4000, 50),
+        },
         60, {"cpu": ((1e-3, 60),)},
     ),
     "L-shape, enriched": Case(
