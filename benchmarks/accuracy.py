@@ -186,6 +186,7 @@ MARCHED = {
     "features, tanh, slabs": marching(features(1000, 3000, 400), 8),
     "features, tanh, slabs, tolerance 1e-14": marching(features(1000, 3000, 400), 8, tolerance=1e-14),
 }
+FRONTS = (0, 0.02, 0.06, 0.12, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 CASES: dict[str, Case] = {
     "Poisson 2D": Case(
         shipped("poisson"),
@@ -236,9 +237,7 @@ CASES: dict[str, Case] = {
             "dsgnar 4x30": sketched(30, 4, 4000, 400),
             "dsgnar 4x30, slabs": marching(sketched(30, 4, 4000, 400), (0, 0.1, 0.25, 0.45, 0.7, 1), steps=200),
             "ssbroyden 3x30": broyden(30, 3, 4000, 400),
-            "features, tanh, slabs": marching(
-                features(3000, 9000, 200, harmonics=2), (0, 0.02, 0.06, 0.12, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1), start=1000
-            ),
+            "features, tanh, slabs": marching(features(3000, 9000, 200, harmonics=2), FRONTS, start=1000),
         },
         300, {"cpu": ((1e-3, 300),), "cuda": ((1e-7, 300),)}, "1.9e-6 (vRBA with SSBroyden)",
     ),
