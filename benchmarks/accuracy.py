@@ -129,6 +129,12 @@ def momentum(width: int, depth: int, interior: int, boundary: int, **options: An
     }
 
 
+def falling(way: Options, steps: int, rates: Sequence[float]) -> Options:
+    """By spring, so many steps with each step size."""
+    stages = [{"method": "spring", "steps": steps, "lr": lr, "damping": 0.03, "momentum": 0.98} for lr in rates]
+    return {**way, "train": {"schedule": stages}}
+
+
 def marching(way: Options, slabs: int | Sequence[float], **train: Any) -> Options:
     """A way in slabs of time; `train`: steps and options for each of them."""
     return {**way, "network": {**way["network"], "slabs": slabs}, "train": {**way["train"], **train}}
@@ -201,19 +207,32 @@ CASES: dict[str, Case] = {
         "1.2e-7 in 468 s (ENGD, Dangel et al. 2024)",
     ),
     "Poisson 5D": Case(
-        shipped("poisson_nd"), {**AUTO, "natural_gradient 2x32": natural(32, 2, 500, 300)},
-        60, {"cpu": ((1e-5, 60),), "cuda": ((1e-9, 120),)}, "3.5e-8 in 3,000 s (ENGD)",
+        shipped("poisson_nd"),
+        {
+            **AUTO,
+            "natural_gradient 2x32": natural(32, 2, 500, 300),
+            "natural_gradient 2x64": natural(64, 2, 500, 300),
+            "natural_gradient 2x64, two stages": staged(natural(64, 2, 500, 300), 200),
+        },
+        120, {"cpu": ((1e-5, 60),), "cuda": ((1e-9, 120),)}, "3.5e-8 in 3,000 s (ENGD)",
     ),
     "Poisson 100D": Case(
         shipped("poisson_nd", d=100, quadratic=True),
         {
             "spring 4x512": momentum(512, 4, 100, 50, lr=0.09, damping=0.03, momentum=0.98),
+            "spring 4x512, falling steps": falling(momentum(512, 4, 100, 50), 1500, (0.09, 0.03, 0.01, 0.003)),
             "natural_gradient 2x64": natural(64, 2, 400, 200),
         },
         600, {"cuda": ((1e-3, 600),)}, "3.6e-3 in 7,000 s (SPRING, Guzmán-Cordero et al. 2025)",
     ),
     "heat": Case(
-        shipped("heat"), {**AUTO, **both(20, 4), "features, tanh": features(1000, 4000, 600)},
+        shipped("heat"),
+        {
+            **AUTO,
+            **both(20, 4),
+            "natural_gradient 4x20, two stages": staged(natural(20, 4, 400, 100), 100),
+            "features, tanh": features(1000, 4000, 600),
+        },
         30, {"cpu": ((1e-7, 30),), "cuda": ((1e-9, 30),)}, "6.3e-8 in 1,000 s (KFAC)",
     ),
     "Burgers": Case(
@@ -226,8 +245,9 @@ CASES: dict[str, Case] = {
             "dsgnar 4x20, slabs": marching(sketched(20, 4, 4000, 200), (0, 0.3, 0.45, 0.7, 1), steps=150),
             "ssbroyden 3x20": broyden(20, 3, 4000, 200),
             "patches": patched(16000),
+            "patches, 40000": patched(40000, 100),
         },
-        60, {"cpu": ((1e-4, 60),), "cuda": ((1e-9, 300),)}, "8e-9 (vRBA with SSBroyden)",
+        300, {"cpu": ((1e-4, 60),), "cuda": ((1e-9, 300),)}, "8e-9 (vRBA with SSBroyden)",
     ),
     "Allen-Cahn": Case(
         shipped("allen_cahn"),
@@ -291,7 +311,12 @@ CASES: dict[str, Case] = {
     ),
     "Kovasznay, Re 40": Case(
         shipped("kovasznay"),
-        {**AUTO, **both(30, 3, 300, 75), "features, tanh": features(800, 2000, 400)},
+        {
+            **AUTO,
+            **both(30, 3, 300, 75),
+            "natural_gradient 3x30, two stages": staged(natural(30, 3, 300, 75), 200),
+            "features, tanh": features(800, 2000, 400),
+        },
         120, {"cpu": ((1e-7, 120),), "cuda": ((1e-9, 120),)},
     ),
     "cavity, Re 100": Case(

@@ -15,6 +15,7 @@ from typing import Any
 
 from pinnsketch.config import NetworkConfig, PointsConfig, RunConfig, make_config
 from pinnsketch.estimate import estimated
+from pinnsketch.marching import time_of
 from pinnsketch.methods.cyr2020_polish import last
 from pinnsketch.methods.least_squares import Weights
 
@@ -22,8 +23,8 @@ GOOD = 1e-5
 """Features are taken where the relative error is not above this."""
 SMALL = 20_000
 """Parameters up to which a step may cost what Gauss-Newton steps cost."""
-FEW, MANY, SOLVES = 500, 2000, 12
-"""Features that are tried: more where a solve is linear; and solves in which they must do."""
+FEW, MARCHED, MANY, SOLVES = {"width": 500}, {"width": 1000, "slabs": 8}, {"width": 2000}, 12
+"""Features that are tried: the first at any problem, the others where a solve is linear; and solves in which they must do."""
 EVEN, DRAWN, SIDE = {"interior": 400}, {"interior": 800, "draw": "residual"}, 25
 """Points of the natural gradient, for linear problems and for others, and for each side that a box of the dimension has."""
 
@@ -50,8 +51,8 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
         return _filled(config, {"train": {"schedule": train}}), f"Adam and L-BFGS: {why}", None
     linear = not trial.raw and Weights(task, trial, [*last(trial.network).parameters()]).affine(batch)
     if not own and config.network == NetworkConfig() and config.precision == "float64":
-        for width in (FEW, MANY) if linear else (FEW,):
-            found, limit, state = _try_features(config, make, width)
+        for network in [FEW, *([MARCHED] if time_of(task.problem) else []), MANY] if linear else [FEW]:
+            found, limit, state = _try_features(config, make, network)
             if limit <= GOOD:
                 return found, f"random features by least squares: the error is estimated as {limit:.1g} at most", state
     points = {**(EVEN if linear else DRAWN), "boundary": 2 * SIDE * len(task.problem.coordinates), "resample": 1}
@@ -61,11 +62,14 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
 
 
 def _try_features(
-    config: RunConfig, make: Callable[[RunConfig], Any], width: int
+    config: RunConfig, make: Callable[[RunConfig], Any], network: dict[str, int]
 ) -> tuple[RunConfig, float, dict[str, Any] | None]:
-    """The config with so many features; what its relative error is not above, or infinity; the state before its last step."""
-    network, points = {"kind": "features", "width": width}, {"interior": 4 * width, "boundary": max(width // 2, 200)}
-    tried = _filled(config, {"network": network, "points": points, "train": {"method": "features", "steps": SOLVES}})
+    """The config with such features; what its relative error is not above, or infinity; the state before its last step."""
+    width = network["width"]
+    points = {"interior": 4 * width, "boundary": max(width // 2, 200)}
+    tried = _filled(
+        config, {"network": {"kind": "features", **network}, "points": points, "train": {"method": "features", "steps": SOLVES}}
+    )
     run, before, now = make(tried), None, None
     for _ in run:
         before, now = now, deepcopy(run.course.state_dict())

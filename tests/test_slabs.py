@@ -78,7 +78,7 @@ def go(run, steps=10**6):
 
 def drawn(count=3, **options):
     options = {"width": 6, "depth": 2, "slabs": count, **options}
-    return build("mlp", options, SQUARE, ("x", "t"), 2, (), "t", generator=torch.Generator().manual_seed(3))
+    return build("mlp", options, SQUARE, ("x", "t"), 2, time="t", generator=torch.Generator().manual_seed(3))
 
 
 def points(n=50):
@@ -231,7 +231,7 @@ def test_a_shape_in_space_through_time_is_cut_as_a_box_is():
 
 @pytest.mark.parametrize("resample", [0, 1])
 def test_what_is_matched_is_the_start_of_the_slab_before_value_and_speed(resample):
-    network = build("mlp", {"width": 6, "depth": 2, "slabs": 3}, SQUARE, ("x", "t"), 1, (), "t")
+    network = build("mlp", {"width": 6, "depth": 2, "slabs": 3}, SQUARE, ("x", "t"), 1, time="t")
     network.begin(1)
     problem, task = wave(), Collocation(wave(), interior=20, boundary=8, slabs=network)
     batch = task.batch(resample)

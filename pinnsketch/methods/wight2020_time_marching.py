@@ -27,6 +27,8 @@ from pinnsketch.slabs import Slabs
 class NextSlab:
     """Lets the network of the next slab of `network: {slabs: 4}` train, in place of the present one; takes one step."""
 
+    needs_residuals = True
+
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._done = False
 
