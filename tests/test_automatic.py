@@ -20,8 +20,8 @@ def chosen(problem, monkeypatch, limit=1.0, own=None, **given):
     """The choice where the features that are tried have an error that is not above a limit."""
     tried = []
 
-    def attempt(config, make, width):
-        tried.append(width)
+    def attempt(config, make, network):
+        tried.append(tuple(network.values()))
         return config, limit, None
 
     monkeypatch.setattr("pinnsketch.automatic._try_features", attempt)
@@ -43,7 +43,7 @@ def test_a_smooth_problem_is_solved_to_nine_digits_with_nothing_said(tmp_path):
 
 
 def test_features_that_were_tried_are_not_solved_for_again_and_end_where_a_run_of_them_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("pinnsketch.automatic.FEW", 100)
+    monkeypatch.setattr("pinnsketch.automatic.FEW", {"width": 100})
     monkeypatch.setattr("pinnsketch.automatic.GOOD", 1.0)
     given = {"problem": "x.py", "train": {"log": 1}, "points": {"test": 200}}
     run = Run(shipped("heat"), make_config(given), tmp_path / "run")
@@ -61,9 +61,10 @@ def test_features_that_were_tried_are_not_solved_for_again_and_end_where_a_run_o
 @pytest.mark.parametrize(
     ("name", "draw", "tries"),
     [
-        ("poisson_l_shape", "even", [500, 2000]),
-        ("burgers", "residual", [500]),
-        ("inverse_diffusivity", "residual", [500]),
+        ("poisson_l_shape", "even", [(500,), (2000,)]),
+        ("burgers", "residual", [(500,)]),
+        ("inverse_diffusivity", "residual", [(500,)]),
+        ("heat", "even", [(500,), (1000, 8), (2000,)]),
     ],
 )
 def test_where_features_do_not_do_a_network_is_trained(name, draw, tries, monkeypatch):
