@@ -407,6 +407,7 @@ def rows(name: str, way: str, curves: list[Curve], device: str) -> Iterator[Row]
 
 
 def figure(curves: Mapping[str, list[Curve]], out: Path) -> None:
+    from figures import plain_ticks
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(key.partition(": ")[0] for key in curves))
@@ -425,6 +426,7 @@ def figure(curves: Mapping[str, list[Curve]], out: Path) -> None:
         axes.legend(fontsize=6)
         axes.grid(alpha=0.3)
         axes.set(xlabel="seconds", ylabel="relative L2 error")
+        plain_ticks(axes)
     drawn.savefig(out.with_suffix(".png"), dpi=120)
     print(f"Drawn in {out.with_suffix('.png')}")
 

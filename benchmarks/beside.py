@@ -1,4 +1,4 @@
-"""Networks and features (accuracy.json), classical solvers (classical.json), other packages (peers.json): tables and a figure.
+"""Networks, features (accuracy.json, accuracy_h200.json), classical solvers, other packages (peers.json): tables and a figure.
 
 python benchmarks/beside.py writes the tables into docs/accuracy.md and draws the figure.
 """
@@ -6,6 +6,7 @@ python benchmarks/beside.py writes the tables into docs/accuracy.md and draws th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
@@ -56,6 +57,46 @@ def lines(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
 
 
+WAYS = ("auto", "natural_gradient", "dsgnar", "features, tanh", "features, tanh, slabs", "patches", "features, sin")
+MARKS = (5, 10, 30, 60)
+"""Seconds on a GPU."""
+
+
+def ways_table() -> str:
+    """The last error of each way on a CPU, of networks of several sizes the least."""
+    rows = []
+    for problem, methods in read("accuracy").items():
+        row = [problem]
+        for way in WAYS:
+            found = [ended(curves) for name, curves in methods.items() if re.fullmatch(re.escape(way) + r"( \d+x\d+)?", name)]
+            row.append("{:.1e} in {:.3g} s".format(*min(found)) if found else "-")
+        rows.append(row)
+    heads = [
+        "`auto`",
+        "`natural_gradient`",
+        "`dsgnar`",
+        "`features`, tanh",
+        "the same, slabs",
+        "`patches`",
+        "`features`, sines",
+    ]
+    return lines(["problem", *heads], rows)
+
+
+def gpu_table() -> str:
+    """Medians of the errors that were reached within so many seconds on a GPU, while it was going on, and at its end."""
+    rows = []
+    for problem, methods in read("accuracy_h200").items():
+        for way, curves in methods.items():
+            cells = []
+            for mark in MARKS:
+                at = [[error for seconds, error in curve if seconds <= 1.02 * mark + 0.2] for curve in curves]
+                going = ended(curves)[1] > 1.02 * mark + 0.2
+                cells.append(f"{median(errors[-1] for errors in at):.1e}" if going and all(at) else "")
+            rows.append([f"{problem}, `{way}`", *cells, "{:.1e} in {:.3g} s".format(*ended(curves))])
+    return lines(["one H200", *(f"{mark} s" for mark in MARKS), "end"], rows)
+
+
 def classical_table() -> str:
     """Each kind's most exact solve; and the least seconds in which it is as exact as the default method of pinnsketch."""
     ours, rows = read("accuracy"), []
@@ -100,7 +141,8 @@ def peers_section() -> str:
 
 def updated(page: str) -> str:
     """The page with its tables as the results have them."""
-    for name, text in (("classical", "\n" + classical_table() + "\n"), ("peers", peers_section())):
+    tables = {"ways": ways_table(), "gpu": gpu_table(), "classical": classical_table()}
+    for name, text in (*((name, f"\n{table}\n") for name, table in tables.items()), ("peers", peers_section())):
         start, end = f"<!-- {name} -->\n", f"<!-- {name} end -->\n"
         before, _, rest = page.partition(start)
         page = before + start + text + ("\n" if text else "") + end + rest.partition(end)[2]

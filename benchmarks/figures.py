@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import Row
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+
+def plain_ticks(axes: Axes) -> None:
+    """Numbers at 1, 2 and 5 of each decade of a short logarithmic axis, none between."""
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.minorticks_off()
 
 
 def bars(rows: list[Row], out: Path) -> None:

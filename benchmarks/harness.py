@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
@@ -148,14 +149,20 @@ class Campaign:
         if not left:
             return
         with get_context("spawn").Pool(self.processes, maxtasksperchild=1 if self.fresh else None) as pool:
-            waiting = [(name, pool.apply_async(self.one, job)) for name, job in left.items()]
-            for name, result in waiting:
-                try:
-                    self.runs[name] = result.get()
-                except Exception as error:
-                    self.failed.append(f"{name} failed: {error}")
+            ended: SimpleQueue[tuple[str, Any, BaseException | None]] = SimpleQueue()
+            for name, job in left.items():
+                pool.apply_async(
+                    self.one, job,
+                    callback=lambda result, name=name: ended.put((name, result, None)),
+                    error_callback=lambda error, name=name: ended.put((name, None, error)),
+                )  # fmt: skip
+            for _ in left:
+                name, result, error = ended.get()
+                if error is not None:
+                    self.failed.append(f"{name} failed: {type(error).__name__}: {error}"[:500])
                     print(self.failed[-1], flush=True)
                     continue
+                self.runs[name] = result
                 print(f"{name}: {say(self.runs[name])}", flush=True)
                 self.out.parent.mkdir(parents=True, exist_ok=True)
                 replace(self.out, json.dumps({"commands": self.commands, "curves": self.runs}))

@@ -364,6 +364,7 @@ def memory(case: str, way: str, kept: str, ways: Mapping[str, list[dict[str, Any
 
 
 def figure(found: Found, out: Path) -> None:
+    from figures import plain_ticks
     from matplotlib.figure import Figure
 
     panels = [(case, budget, 2, 1) for case, budget in found if budget == "seconds"]
@@ -381,6 +382,7 @@ def figure(found: Found, out: Path) -> None:
                 color, label = f"C{names.index(way)}", None if k else way
                 axes.loglog(*zip(*points, strict=True), ".-", lw=0.7, ms=2.5, color=color, label=label) if points else None
         axes.set(xlabel=("step", "seconds")[x], ylabel=("relative L2 error", "training loss")[y - 2])
+        plain_ticks(axes)
         axes.set_title(case, fontsize=10)
         axes.legend(fontsize=6)
         axes.grid(alpha=0.3)

@@ -17,25 +17,23 @@ Needs, beside pinnsketch: deepxde, pina-mathlab, jinns (Python 3.11 or newer); w
 
 from __future__ import annotations
 
-import json
 import os
-import sys
+import signal
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace as changed
-from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from itertools import pairwise
 from math import inf
-from multiprocessing import Manager, get_context
+from multiprocessing import Manager
 from statistics import median
 from typing import Any
 
 import numpy as np
 from beside import figure
 from equations import PROBLEMS, Condition, Equations, Face
-from harness import Row, parser, replace, write
+from harness import Campaign, Row, parser, wanted, write
 
 Curve = list[tuple[float, float]]
 Values = Callable[[Any], Any]
@@ -424,6 +422,8 @@ PEERS: dict[str, tuple[str, Callable[..., None], dict[str, Any], Callable[[str, 
 def one(name: str, peer: str, seed: int, seconds: float, slots: Any) -> Curve:
     """Seconds and errors of a training on two cores."""
     slot = slots.get()
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(int(3 * seconds) + 120)
     try:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[k % len(cores)] for k in (2 * slot, 2 * slot + 1)})
@@ -450,7 +450,12 @@ def one(name: str, peer: str, seed: int, seconds: float, slots: Any) -> Curve:
         train(name, seed, watch, **options)
         return watch.curve
     finally:
+        signal.alarm(0)
         slots.put(slot)
+
+
+def late(*_: Any) -> None:
+    raise TimeoutError("it went on for more than three times its time")
 
 
 def loaded(torch: Any) -> None:
@@ -482,35 +487,23 @@ def main() -> None:
     if given.quick:
         given.seeds, given.most, given.only = 1, 5.0, "heat: *"
     os.environ["OMP_NUM_THREADS"] = "2"
-    known = json.loads(given.out.read_text()) if given.out.exists() else {}
-    runs: dict[str, Curve] = known.get("curves", {})
-    commands = [*known.get("commands", []), " ".join(["python", *sys.argv])]
+    campaign = Campaign(given.out, one, given.jobs)
     absent = sorted({package for package, *_ in PEERS.values() if find_spec(package) is None})
-    each = [
-        (name, peer, seed, given.most)
+    each = {
+        f"{name}: {peer}, seed {seed}": (name, peer, seed, given.most)
         for name, e in PROBLEMS.items()
         for peer, (package, _, _, takes) in PEERS.items()
-        if package not in absent and takes(name, e)
-        if any(fnmatchcase(f"{name}: {peer}", only) for only in given.only.split(";"))
+        if package not in absent and takes(name, e) and wanted(f"{name}: {peer}", given.only)
         for seed in range(given.seeds)
-        if f"{name}: {peer}, seed {seed}" not in runs
-    ]
-    failed = [f"{package} is not installed" for package in absent]
-    with Manager() as manager, get_context("spawn").Pool(given.jobs, maxtasksperchild=1) as pool:
+    }
+    with Manager() as manager:
         slots = manager.Queue()
         for slot in range(given.jobs):
             slots.put(slot)
-        waiting = [(job, pool.apply_async(one, (*job, slots))) for job in each]
-        for (name, peer, seed, _), result in waiting:
-            key = f"{name}: {peer}, seed {seed}"
-            try:
-                runs[key] = result.get()
-            except Exception as error:
-                failed.append(f"{key} failed: {type(error).__name__}: {error}"[:500])
-                print(failed[-1], flush=True)
-                continue
-            print(f"{key}: " + " ".join(f"{t:.3g} s {e:.1e}" for t, e in runs[key]), flush=True)
-            replace(given.out, json.dumps({"commands": commands, "curves": runs}))
+        campaign.run(
+            {key: (*job, slots) for key, job in each.items()}, lambda curve: " ".join(f"{t:.3g} s {e:.1e}" for t, e in curve)
+        )
+    runs, failed = campaign.runs, [f"{package} is not installed" for package in absent] + campaign.failed
     curves: dict[tuple[str, str], list[Curve]] = {}
     for key, curve in runs.items():
         name, _, rest = key.partition(": ")
@@ -519,7 +512,7 @@ def main() -> None:
     packages = ("torch", "jax", "deepxde", "pina-mathlab", "jinns", "pinnsketch")
     if not table:
         raise SystemExit("\n".join(failed) or "Nothing to run.")
-    write(given.out, table, packages, curves=runs, commands=commands, left_out=failed)
+    write(given.out, table, packages, curves=runs, commands=campaign.commands, left_out=failed)
     figure(given.out)
 
 
