@@ -193,7 +193,7 @@ def figure(curves: dict[str, Any], out: Path) -> None:
     canvas = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = canvas.subplots()
     for i, (name, curve) in enumerate(curves.items()):
-        axes.loglog(*zip(*((max(s, 0.05), e) for s, e in curve), strict=True), color=colormaps["tab10"](i), lw=1.4, label=name)
+        axes.loglog(*zip(*((max(s, 0.05), e) for s, e in curve), strict=True), color=colormaps["tab20"](i), lw=1.4, label=name)
     axes.axhline(0.31, color="0.5", ls="--", lw=1)
     axes.annotate("Antil & Verma 2025, Poisson: 0.31 ", (1, 0.31), xycoords=("axes fraction", "data"), va="bottom", ha="right",
                   fontsize=8, color="0.4")  # fmt: skip
