@@ -118,9 +118,10 @@ def classical_table() -> str:
 PEERS = """
 The same problems by DeepXDE, PINA and jinns, from [peers.json](../benchmarks/results/peers.json) by
 `python benchmarks/peer_accuracy.py`: network, number of points and weights are those of `adam, lbfgs` beside them, with 1,000
-steps of Adam and L-BFGS for the rest of {seconds:.0f} s, in float64, on two cores each. Last errors, medians of {seeds} seeds.
-"Its example" has network, points and steps of Adam of the example that DeepXDE ships for the equation; jinns' natural gradient
-has its defaults. The last column is the best of ours in accuracy.json, sines for sines left out.
+steps of Adam and L-BFGS for the rest of {seconds:.0f} s, in float64, on two cores each. Last errors, medians
+over {seeds} seed{s}. "Its example" has network, points and steps of Adam of the example that DeepXDE ships for the equation; jinns'
+natural gradient has its defaults. What is left out, and why, stands in the file. The last column is the best of ours in
+accuracy.json, sines for sines left out.
 """
 
 
@@ -129,14 +130,15 @@ def peers_section() -> str:
     found, ours = read("peers"), read("accuracy")
     if not found:
         return ""
-    rows = []
+    rows, present = [], [name for name in PACKAGES if any(name in methods for methods in found.values())]
     for problem, methods in found.items():
-        errors = [f"{ended(methods[name])[0]:.1e}" if name in methods else "-" for name in PACKAGES]
+        errors = [f"{ended(methods[name])[0]:.1e}" if name in methods else "-" for name in present]
         trained = [ended(curves)[0] for way, curves in ours.get(problem, {}).items() if not way.startswith("features, sin")]
         rows.append([problem, *errors, f"{min(trained):.1e}" if trained else "-"])
     every = [curves for methods in found.values() for curves in methods.values()]
-    text = PEERS.format(seconds=median(ended(curves)[1] for curves in every), seeds=max(len(curves) for curves in every))
-    return text + "\n" + lines(["problem", "`adam, lbfgs`", *PACKAGES[1:], "best of ours"], rows) + "\n"
+    seeds = max(len(curves) for curves in every)
+    text = PEERS.format(seconds=median(ended(curves)[1] for curves in every), seeds=seeds, s="s" * (seeds > 1))
+    return text + "\n" + lines(["problem", "`adam, lbfgs`", *present[1:], "best of ours"], rows) + "\n"
 
 
 def updated(page: str) -> str:
