@@ -118,9 +118,9 @@ def classical_table() -> str:
 PEERS = """
 The same problems by DeepXDE, PINA and jinns, from [peers.json](../benchmarks/results/peers.json) by
 `python benchmarks/peer_accuracy.py`: network, number of points and weights are those of `adam, lbfgs` beside them, with 1,000
-steps of Adam and L-BFGS for the rest of {seconds:.0f} s, in float64, on two cores each. Last errors, medians
-over {seeds} seed{s}. "Its example" has network, points and steps of Adam of the example that DeepXDE ships for the equation; jinns'
-natural gradient has its defaults. What is left out, and why, stands in the file. The last column is the best of ours in
+steps of Adam and L-BFGS for the rest of {seconds:.0f} s, in float64, on two cores each. Last errors, {seeds} seed{s}.
+"Its example" has network, points and steps of Adam of the example that DeepXDE ships for the equation; jinns' natural
+gradient has its defaults. What is left out, and why, stands in the file. The last column is the best of ours in
 accuracy.json, sines for sines left out.
 """
 
