@@ -126,6 +126,7 @@ class Course:
         if self._trained != self._training():
             self._trained, self.monitor = self._training(), self._watch()
             self.gradient.renew()
+            self.health.restart()
 
     def look(self, step: Step, compare: Callable[[Monitor], None] | None = None) -> bool:
         """Let the monitor take note of a step, and of its loss terms by `compare`; whether there was something to judge."""

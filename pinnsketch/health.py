@@ -267,6 +267,8 @@ def stagnation(view: View) -> Iterator[Sign]:
 
 def input_scaling(view: View) -> Iterator[Sign]:
     first = next((name for name in view.reading.layers if name != ITSELF), ITSELF)
+    if first.rpartition(".")[2] == "output":
+        return  # what an output layer alone gets are features, not inputs
     low, high = view.reading.layers[first].input_std or (1.0, 1.0) if first in view.reading.layers else (1.0, 1.0)
     if high > HIGH or high < LOW or CONSTANT * high < low < FINE:
         yield Sign(first, f"standard deviations of its inputs lie from {low:.2g} to {high:.2g}")
@@ -368,6 +370,11 @@ class Health:
         if finding.kind == "non-finite gradient":
             return not any(known.kind == finding.kind for known in self.findings)
         return not any((known.kind, known.layer, known.term) == same for known in self.findings)
+
+    def restart(self) -> None:
+        """Judge what comes as a training of its own, beside nothing before it: other layers train. What was found stays."""
+        fresh = Health(self.findings)
+        self.load_state_dict(fresh.state_dict())
 
     def explain(self, kind: str, **words: Any) -> None:
         """Put what is known better (layer, term, evidence, advice) in place of what findings of a kind say."""
