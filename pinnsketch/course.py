@@ -14,6 +14,7 @@ from torch import nn
 from pinnsketch import checkpoint
 from pinnsketch.gradient import Gradient
 from pinnsketch.health import Finding, Health
+from pinnsketch.methods import METHODS
 from pinnsketch.monitor import Monitor
 from pinnsketch.record import plain
 from pinnsketch.train import Stage, Step, Task, train
@@ -138,7 +139,8 @@ class Course:
             compare(self.monitor)
         judged = self.monitor.looked or compare is not None
         if judged:
-            self.health.observe(step.index, self.monitor.read(), step.losses)
+            solves = getattr(METHODS[step.method], "solves", False)
+            self.health.observe(step.index, self.monitor.read(), None if solves else step.losses)
         return judged
 
     def record(self, step: Step, more: Mapping[str, Any]) -> None:

@@ -20,6 +20,8 @@ class Polish:
     """Solves for the last linear layer and unknown coefficients; a step is kept if residuals at fresh points fall."""
 
     needs_residuals = True
+    solves = True
+    """A step is a solve: that the next one changes nothing is no trouble."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = list(parameters)

@@ -71,6 +71,8 @@ class RandomFeatures:
     """
 
     needs_residuals = True
+    solves = True
+    """A step is a solve: that the next one changes nothing is no trouble."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], start: int = 125, tolerance: float = 1e-12) -> None:
         self._start, self._tolerance = start, tolerance

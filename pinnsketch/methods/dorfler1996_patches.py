@@ -38,6 +38,8 @@ class AdaptivePatches:
     """
 
     needs_residuals = True
+    solves = True
+    """A step is a solve: that the next one changes nothing is no trouble."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], bulk: float = 0.9, tolerance: float = 1e-12) -> None:
         self._bulk, self._tolerance = bulk, tolerance
