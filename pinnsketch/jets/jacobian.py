@@ -89,13 +89,14 @@ class Outer:
     def put(self, out: Tensor) -> Tensor:
         """The rows, written to `(c n, o i)`."""
         (_, c, n, o), i = self.g.shape, self.shape[1]
-        whole = out.unflatten(0, (c, n)).unflatten(2, (o, i)).zero_()
+        whole = out.unflatten(0, (c, n)).unflatten(2, (o, i))
         if self.columns is not None:
             local = self.local()
-            whole.scatter_add_(3, self.columns[None, :, None].expand_as(local), local)
+            whole.zero_().scatter_add_(3, self.columns[None, :, None].expand_as(local), local)
             return out
-        for g, x in zip(self.g, self.x, strict=True):
-            whole.addcmul_(g[..., None], x[None, :, None])
+        x = self.x.transpose(0, 1)
+        for k, part in enumerate(whole):
+            torch.bmm(self.g[:, k].permute(1, 2, 0), x, out=part)
         return out
 
     def times(self, v: Tensor) -> Tensor:
@@ -107,11 +108,11 @@ class Outer:
 
     def transposed(self, w: Tensor) -> Tensor:
         """The sum of the rows with weights `(c n,)`, `(o i,)`."""
-        g = torch.einsum("cn,scno->sno", w.view(self.g.shape[1:3]), self.g)
+        g = (w.view(*self.g.shape[1:3], 1) * self.g).sum(1)
         if self.columns is not None:
             parts = torch.einsum("sno,snk->onk", g, self.x).flatten(1)
             return g.new_zeros(self.shape).index_add_(1, self.columns.flatten(), parts).flatten()
-        return torch.einsum("sno,sni->oi", g, self.x).flatten()
+        return torch.einsum("ko,ki->oi", g.flatten(0, 1), self.x.flatten(0, 1)).flatten()
 
     def gram(self, other: Outer) -> Tensor:
         """Inner products with another's rows, `(c n, c' n')`, by channels or by rows, whichever moves fewer numbers."""
