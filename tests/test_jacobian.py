@@ -276,6 +276,15 @@ def test_the_gram_matrix_is_that_of_the_dense_matrix_either_way(passes, drawn):
         near(found.gram(), dense @ dense.T)
 
 
+@pytest.mark.parametrize("held", [1, 2**26], ids=["point by point", "at once"])
+@settings(max_examples=40, deadline=None)
+@given(drawn=maps())
+def test_the_normal_matrix_is_that_of_the_dense_matrix_however_few_rows_are_held(held, drawn):
+    found, dense, _ = drawn
+    with mock.patch.object(jacobian, "HELD", held):
+        near(found.normal(), dense.T @ dense)
+
+
 @settings(max_examples=30, deadline=None)
 @given(drawn=maps(), channels=st.integers(1, 3))
 def test_rows_of_a_parameter_used_twice_add_up(drawn, channels):

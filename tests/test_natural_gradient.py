@@ -47,15 +47,17 @@ def trained(steps, state=None, trial=None):
     return trial, step.state()
 
 
-def test_the_direction_in_sample_space_is_that_of_the_normal_equations_in_parameter_space():
-    trial, task = made()
+@pytest.mark.parametrize("points", [40, 400], ids=["fewer residuals than parameters", "more"])
+def test_the_direction_is_that_of_the_normal_equations_in_parameter_space(points):
+    trial, task = made(points=points)
     r, jacobian = task.linearize(trial, task.batch())
     j = jacobian.dense()
+    assert (j.shape[0] > j.shape[1]) == (points == 400)
     damping = 1e-3
     whole = j.T @ j + (damping + FLOOR * j.square().sum()) * torch.eye(j.shape[1], dtype=j.dtype)
     expected = torch.linalg.solve(whole, j.T @ r)
     torch.testing.assert_close(
-        _solver(jacobian, jacobian.gram(), damping)(r), expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max())
+        _solver(jacobian, jacobian.square(), damping)(r), expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max())
     )
 
 

@@ -102,7 +102,7 @@ def test_at_twice_the_effective_dimension_the_condition_number_is_bounded():
 def test_the_iterative_solver_gives_what_the_factored_kernel_gives():
     r, jacobian = linearized(points=200)
     damping = 1e-2
-    expected = _solver(jacobian, jacobian.gram(), damping)(r)
+    expected = _solver(jacobian, jacobian.square(), damping)(r)
     found = iterative_solver(jacobian, damping, r, tolerance=1e-12)(r)
     assert float((found - expected).norm()) <= 1e-8 * float(expected.norm())
 

@@ -8,7 +8,7 @@ norm of each row then need no row itself: |dr_n/dW|^2 = <X_n X_n^T, G_n G_n^T> w
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ PASSES = 100
 """What an entrywise pass over a matrix costs, in multiplications and additions for each entry."""
 STRIP = 64
 """Rows of a product of a matrix with itself that are worth a call of their own."""
-
+HELD = 2**26
+"""Numbers of a Jacobian that are held at a time."""
 
 PIECE = 512
 """Points at a time whose rows are taken along a basis: a cache holds what is made of them."""
@@ -147,6 +148,11 @@ class Outer:
             found[:, :, cells] = total
         return found.flatten(1)
 
+    def part(self, start: int, end: int) -> Outer:
+        """The rows of some of the points."""
+        columns = None if self.columns is None else self.columns[start:end]
+        return replace(self, x=self.x[:, start:end], g=self.g[:, :, start:end], columns=columns)
+
     def join(self, other: Outer) -> Outer:
         """The same parameter used twice."""
         if self.columns is not None or other.columns is not None:
@@ -164,7 +170,7 @@ class Jacobian:
 
     def __init__(self, blocks: Sequence[tuple[Tensor, Mapping[int, Outer]]], shapes: Sequence[torch.Size]) -> None:
         self._blocks, self._like = [block for _, block in blocks], blocks[0][0]
-        self._rows, self._sizes = [len(r) for r, _ in blocks], [shape.numel() for shape in shapes]
+        self._rows, self._sizes, self._shapes = [len(r) for r, _ in blocks], [shape.numel() for shape in shapes], shapes
 
     @property
     def blocks(self) -> list[Mapping[int, Outer]]:
@@ -205,6 +211,24 @@ class Jacobian:
                 found[i, j] = self._inner(a, b)
                 found[j, i] = found[i, j].T
         return torch.cat([torch.cat([found[i, j] for j in range(len(blocks))], 1) for i in range(len(blocks))])
+
+    def normal(self) -> Tensor:
+        """J^T J, `(P, P)`, of rows that are made piece by piece."""
+        size = self.shape[1]
+        found = self._zeros(size, size)
+        for n, block in zip(self._rows, self._blocks, strict=True):
+            points = next((outer.g.shape[2] for outer in block.values()), n)
+            each = max(1, HELD // (size * (n // points)))
+            for start in range(0, points, each):
+                end = min(start + each, points)
+                part = {k: outer.part(start, end) for k, outer in block.items()}
+                rows = Jacobian([(self._like.new_empty((end - start) * (n // points)), part)], self._shapes).dense()
+                _add_square(found, rows)
+        return found.triu_().add_(found.triu(1).T)
+
+    def square(self) -> Tensor:
+        """J J^T or J^T J, whichever is smaller."""
+        return self.gram() if self.shape[0] <= self.shape[1] else self.normal()
 
     def along(self, bases: Sequence[Basis]) -> Tensor:
         """J B transposed, `(s, N)`, for the directions B of all parameters: s counts those of all bases."""
@@ -341,6 +365,14 @@ def _with_itself(rows: Tensor) -> Tensor:
         found[start : start + size, start:] = strip
         found[start:, start : start + size] = strip.T
     return found
+
+
+def _add_square(total: Tensor, rows: Tensor) -> None:
+    """Add rows^T rows to what lies above the diagonal, in strips."""
+    n = len(total)
+    size = max(STRIP, -(-n // 8))
+    for start in range(0, n, size):
+        total[start : start + size, start:].addmm_(rows[:, start : start + size].T, rows[:, start:])
 
 
 def _stack(tensors: Sequence[Tensor], dim: int) -> Tensor:

@@ -23,7 +23,7 @@ from pinnsketch.methods.method import Evaluation, Objective
 from pinnsketch.methods.mueller2023_natural_gradient import _solver
 
 MOST = 5000
-"""Residuals up to which their kernel is formed and factored; for more, conjugate gradients go by products with J."""
+"""Residuals, or parameters, up to which a matrix of their size is factored; else conjugate gradients go by products with J."""
 
 
 class Spring:
@@ -67,8 +67,8 @@ class Spring:
         self._flat.scatter(2 * jacobian.transposed(r))
         if not isfinite(loss):
             return Evaluation(loss, losses, False)
-        few, mu = len(r) <= MOST, self._momentum
-        solve = _solver(jacobian, jacobian.gram(), self._damping) if few else iterative_solver(jacobian, self._damping, r)
+        few, mu = min(jacobian.shape) <= MOST, self._momentum
+        solve = _solver(jacobian, jacobian.square(), self._damping) if few else iterative_solver(jacobian, self._damping, r)
         old = r.new_zeros(jacobian.shape[1]) if self._direction is None else mu * self._direction
         self._direction = old + solve(r - jacobian.times(old))
         self._count += 1

@@ -4,7 +4,8 @@ The loss is |r|^2 for residuals r `(N,)` with Jacobian J `(N, P)`. A step goes a
 
     p = J^T (K + lambda I)^-1 r,    K = J J^T
 
-is the Gauss-Newton direction by the Woodbury identity, with N unknowns in place of P. The acceleration a bends the path as the
+is the Gauss-Newton direction by the Woodbury identity, with N unknowns in place of P; where there are more residuals than
+parameters it is solved for as it stands, `p = (J^T J + lambda I)^-1 J^T r`. The acceleration a bends the path as the
 residuals are bent: `a = -1/2 J^T (K + lambda I)^-1 q`, with q the second derivative of r along p, by one more evaluation and
 the same factor. `lambda = c |r|^2 + 1e-15 tr K`: proportional to the loss (Fan & Yuan 2005), it is large while the model
 is far off and K of low rank, and vanishes with the loss, so that convergence stays fast.
@@ -55,7 +56,7 @@ class NaturalGradient:
 
     def step(self, objective: Objective) -> Evaluation:
         task = objective.task
-        r, jacobian, kernel = self._linearized(objective)
+        r, jacobian, square = self._linearized(objective)
         self._rows = self._rows or {name: len(part) for name, part in self._residuals(objective).items()}
         squares = torch.stack([part.square().sum() for part in r.split([*self._rows.values()])]).tolist()
         losses = {name: square / task.weights[name] for name, square in zip(self._rows, squares, strict=True)}
@@ -64,7 +65,7 @@ class NaturalGradient:
         if not isfinite(loss):
             return Evaluation(loss, losses, False)
         start = self._flat.x
-        solve = _solver(jacobian, kernel, self._damping * loss)
+        solve = _solver(jacobian, square, self._damping * loss)
 
         def residuals(x: Tensor) -> Tensor:
             self._flat.place(x)
@@ -108,9 +109,9 @@ class NaturalGradient:
 
 
 def _linearized(task: Any, model: Any, batch: Any) -> tuple[Tensor, Jacobian, Tensor]:
-    """r, J and K."""
+    """r, J, and J J^T or J^T J."""
     r, jacobian = task.linearize(model, batch)
-    return r, jacobian, jacobian.gram()
+    return r, jacobian, jacobian.square()
 
 
 def _residuals(task: Any, model: Any, batch: Any) -> dict[str, Tensor]:
@@ -118,13 +119,15 @@ def _residuals(task: Any, model: Any, batch: Any) -> dict[str, Tensor]:
     return dict(task.scaled(model, batch))
 
 
-def _solver(jacobian: Jacobian, kernel: Tensor, damping: float) -> Callable[[Tensor], Tensor]:
-    """`r -> J^T (K + lambda I)^-1 r`, by Cholesky; lambda grows by tens where rounding left no positive matrix."""
-    trace = float(kernel.diagonal().sum())
+def _solver(jacobian: Jacobian, square: Tensor, damping: float) -> Callable[[Tensor], Tensor]:
+    """`r -> J^T (J J^T + lambda I)^-1 r`, by the smaller square of J; lambda grows by tens where that is not positive."""
+    trace = float(square.diagonal().sum())
     damping += FLOOR * trace
-    one = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-    factor, failed = torch.linalg.cholesky_ex(kernel + damping * one)
+    one = torch.eye(len(square), dtype=square.dtype, device=square.device)
+    factor, failed = torch.linalg.cholesky_ex(square + damping * one)
     while int(failed) and damping < trace:
         damping *= 10
-        factor, failed = torch.linalg.cholesky_ex(kernel + damping * one)
+        factor, failed = torch.linalg.cholesky_ex(square + damping * one)
+    if jacobian.shape[0] > jacobian.shape[1]:
+        return lambda r: torch.cholesky_solve(jacobian.transposed(r)[:, None], factor)[:, 0]
     return lambda r: jacobian.transposed(torch.cholesky_solve(r[:, None], factor)[:, 0])
