@@ -2,103 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pinnsketch.gauges import GAUGES, ITSELF, WHOLE, Gauge, Interval, Look, Setup, chosen
+from pinnsketch.gauges import GAUGES, WHOLE, Gauge, Look, Setup, chosen
 from pinnsketch.gauges.covariance import Sketches
-from pinnsketch.gauges.gauge import Activation
 from pinnsketch.gauges.memory import LongMemory
 from pinnsketch.gauges.paper import Paper
 from pinnsketch.gauges.terms import Part, Terms
 from pinnsketch.graphed import Graphed
+from pinnsketch.monitor.layers import activations, dense, evaluating, inside, layers_of, words_of
+from pinnsketch.monitor.reading import LayerReading, Reading
 from pinnsketch.sketch import AdaptiveRank, SignFold
 from pinnsketch.sketch.charikar2002_sign_fold import AT_ONCE
-
-Pair = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class LayerReading:
-    """What the monitor knows of one layer, or of all together; None where it was not asked, or cannot be known.
-
-    Args:
-        gradient_norm: the Euclidean norm of the gradient of its parameters, exact.
-        update_ratio: length of the last update over that of the parameters, from sketches (exact up to 509 parameters,
-            else with a relative standard error of 1/sqrt(2 p), 3 %).
-        non_finite: looks so far at which some gradient entry was infinite or NaN.
-        drift, lags: cosines of the gradient with those before it (`pinnsketch.gauges.drift`).
-        dead, saturated, activation_rank, input_std: of the layer's units on the probe points (`.units`).
-        stable_rank: certified interval of the stable rank of the weight's gradient (`.spectrum`).
-        eigenvalues, gradient_rank: certified intervals of the spectrum of its average over time (`.spectrum`).
-        terms: the loss terms compared (`.terms`).
-        noise: gradient noise scale over batch size, for fresh batches (`.drift`).
-        covariance: the sketches that the training method keeps of the gradient (`.covariance`).
-        paper: the readings of Antil & Verma (2025), of activations (`.paper`).
-    """
-
-    gradient_norm: float
-    update_ratio: float | None = None
-    non_finite: int = 0
-    drift: Interval | None = None
-    lags: Mapping[int, Interval] = field(default_factory=dict)
-    dead: float | None = None
-    saturated: float | None = None
-    activation_rank: float | None = None
-    input_std: Pair | None = None
-    stable_rank: Pair | None = None
-    eigenvalues: Sequence[Pair] = ()
-    gradient_rank: Pair | None = None
-    terms: Mapping[str, Any] | None = None
-    noise: float | None = None
-    covariance: Mapping[str, Any] | None = None
-    paper: Mapping[str, float] | None = None
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Readings of all layers, from first to last, and of the whole network, after so many updates."""
-
-    updates: int
-    layers: dict[str, LayerReading]
-    network: LayerReading
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, without what was not read."""
-        layers = {name: _plain(layer) for name, layer in self.layers.items()}
-        return {"updates": self.updates, "layers": layers, "network": _plain(self.network)}
-
-    def scalars(self) -> dict[str, float]:
-        """Every reading that is one number or an interval, by `layer/reading` and `network/reading`."""
-        found = {}
-        for name, reading in (*self.layers.items(), (_other_than(self.layers), self.network)):
-            for word, value in _plain(reading).items():
-                if isinstance(value, (int, float)):
-                    found[f"{name}/{word}"] = float(value)
-                elif word == "lags":
-                    found |= {f"{name}/lag_{lag}": cosine[0] for lag, cosine in value.items()}
-                elif word in ("stable_rank", "gradient_rank"):
-                    found |= {f"{name}/{word}_low": value[0], f"{name}/{word}_high": value[1]}
-                elif word == "drift":
-                    found[f"{name}/drift"] = value[0]
-        return found
-
-
-def _plain(reading: LayerReading) -> dict[str, Any]:
-    return {word: _lists(value) for word, value in asdict(reading).items() if value is not None and value not in ({}, ())}
-
-
-def _lists(value: Any) -> Any:
-    """The value with lists for tuples, which any file holds."""
-    if isinstance(value, Mapping):
-        return {key: _lists(item) for key, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class Monitor:
@@ -154,15 +77,16 @@ class Monitor:
         _check(every, decay, lags, entries)
         names = dict.fromkeys((*chosen(readings), *(("paper",) if adaptive else ())))
         self._network, self._probe, self._every = inside(network), probe, every
-        self._layers = dict(_layers(self._network))
+        self._layers = dict(layers_of(self._network))
         if not self._layers:
             raise ValueError("Monitor: the network has no parameters that train; there is nothing to watch.")
         like = next(iter(self._layers.values()))[0]
         self._fold = SignFold([sum(p.numel() for p in ps) for ps in self._parameters()], size, seed, like.device)
         self._setup = Setup(
             layers=self._layers, size=size, exact=self._fold.exact, every=every, rank=rank, decay=decay, seed=seed,
-            lags=tuple(lags), entries=entries, activations=None if probe is None else self._activations, quiet=self._quiet,
-            words=_words(self._network, self._layers), sketches=lambda: self.sketches,
+            lags=tuple(lags), entries=entries, quiet=self._quiet,
+            activations=None if probe is None else partial(activations, self._network, self._layers, probe),
+            words=words_of(self._network, self._layers), sketches=lambda: self.sketches,
         )  # fmt: skip
         self._gauges: dict[str, Gauge] = {name: GAUGES[name](self._setup) for name in names if name != "terms"}
         self._terms = Terms(self._setup)
@@ -203,17 +127,17 @@ class Monitor:
                     self._run(1, self._note, scaler)
 
     def _parameters(self) -> list[list[Tensor]]:
-        return [[_real(p) for p in ps] for ps in self._layers.values()]
+        return [[dense(p) for p in ps] for ps in self._layers.values()]
 
     def _gradients(self, scaler: Any = None) -> list[list[Tensor]]:
         """Of each layer, real, dense, and without the factor of a scaler."""
-        found = [[_real(torch.zeros_like(p) if p.grad is None else p.grad) for p in ps] for ps in self._layers.values()]
+        found = [[dense(torch.zeros_like(p) if p.grad is None else p.grad) for p in ps] for ps in self._layers.values()]
         if scaler is None or not _still_scaled(scaler):
             return found
         return [[g / scaler._scale for g in layer] for layer in found]
 
     def _quiet(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._probe is None else _evaluating(self._network)
+        return nullcontext() if self._probe is None else evaluating(self._network)
 
     def _look(self, loss: float | None, scaler: Any) -> None:
         """Show the gauges the gradient of this update."""
@@ -290,7 +214,7 @@ class Monitor:
 
         def part(loss: Tensor) -> _Split:
             found = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-            return _Split([_real(g) for g in found])
+            return _Split([dense(g) for g in found])
 
         self.note_terms({name: part(loss) for name, loss in losses.items()})
 
@@ -339,29 +263,6 @@ class Monitor:
         gauges = [*self._gauges.values(), self._terms]
         return sum(t.nbytes for t in self._kept) + self._fold.bytes + probe + sum(gauge.bytes for gauge in gauges)
 
-    @torch.no_grad()
-    def _activations(self) -> dict[str, Activation]:
-        """What goes into each linear layer, comes out of it, and goes into the next, on the probe points; within `quiet`."""
-        seen: dict[str, list[Tensor]] = {}
-        itself = next(iter(self._layers))  # the name of the root, where it has parameters of its own: it comes first
-        named = ((_plain_name(name) or itself, module) for name, module in self._network.named_modules())
-        linear = {name: module for name, module in named if isinstance(module, nn.Linear)}
-
-        def keep(name: str) -> Any:
-            return lambda module, inputs, output: seen.__setitem__(name, [inputs[0], output])
-
-        hooks = [module.register_forward_hook(keep(name)) for name, module in linear.items()]
-        try:
-            final = self._network(self._probe)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        lasts = [final] if isinstance(final, Tensor) else [linear for _, linear in list(seen.values())[-1:]]
-        nexts = [*(before for before, _ in list(seen.values())[1:]), *lasts]
-        batch, rows = len(self._probe), zip(seen.items(), nexts, strict=False)  # type: ignore[arg-type]
-        found = {name: Activation(before, linear, after) for (name, (before, linear)), after in rows}
-        return {name: a for name, a in found.items() if name in self._layers and all(t.ndim > 1 and len(t) == batch for t in a)}
-
     def state_dict(self) -> dict[str, Any]:
         return {
             "updates": self.updates,
@@ -403,50 +304,6 @@ def _still_scaled(scaler: Any) -> bool:
     return scaler.is_enabled() and not any(getattr(state["stage"], "name", "READY") != "READY" for state in states)
 
 
-def inside(network: nn.Module) -> nn.Module:
-    """The module itself, in a compiled or a distributed one."""
-    while True:
-        inner = getattr(network, "_orig_mod", None)
-        if inner is None and isinstance(network, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            inner = network.module
-        if inner is None:
-            return network
-        network = inner
-
-
-def _layers(network: nn.Module) -> Iterator[tuple[str, list[nn.Parameter]]]:
-    """Each module with parameters of its own that train; a shared parameter belongs to the first that has it."""
-    seen: set[int] = set()
-    itself = _other_than([name for name, _ in network.named_modules()])
-    for name, module in network.named_modules():
-        own = [p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in seen]
-        seen.update(map(id, own))
-        if own:
-            yield _plain_name(name) or itself, own
-
-
-def _words(network: nn.Module, layers: Mapping[str, Sequence[nn.Parameter]]) -> dict[str, list[str]]:
-    """The names of the parameters of each layer, as they are called there."""
-    last = {id(p): name.rpartition(".")[2] for name, p in network.named_parameters()}
-    return {name: [last[id(p)] for p in parameters] for name, parameters in layers.items()}
-
-
-def _plain_name(name: str) -> str:
-    """The name of a module, whether or not it was compiled."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-def _other_than(names: Collection[str]) -> str:
-    """The name of the network itself, where it is none of these."""
-    return f"({ITSELF})" if ITSELF in names else ITSELF
-
-
-def _real(tensor: Tensor) -> Tensor:
-    """The tensor, dense, with a last axis for real and imaginary part where it is complex."""
-    dense = tensor.to_dense() if tensor.is_sparse else tensor
-    return torch.view_as_real(dense) if dense.is_complex() else dense
-
-
 def _check(every: int, decay: float, lags: Sequence[int], entries: int) -> None:
     for what, given, right, expected in (
         ("every", every, every >= 1, "at least 1"),
@@ -468,17 +325,3 @@ def _exactly(device: str) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """A pass that leaves no trace: no running average moves, and what is random all the same leaves the generators alone."""
-    modes = [(module, module.training) for module in network.modules()]
-    devices = {p.device for p in network.parameters() if p.is_cuda}
-    network.eval()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
