@@ -11,22 +11,11 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from pydantic_core import PydanticCustomError
 
 from pinnsketch.backward import BACKWARDS, Backward
-from pinnsketch.config import (
-    Count,
-    Decay,
-    MonitorConfig,
-    Positive,
-    Section,
-    Seed,
-    Watch,
-    Whole,
-    check_decay,
-    check_options,
-    did_you_mean,
-    make_stage,
-    read_kind,
-    row_of,
-)
+from pinnsketch.config.monitor import MonitorConfig, Watch
+from pinnsketch.config.options import check_decay, check_options, make_stage
+from pinnsketch.config.reading import read_kind
+from pinnsketch.config.section import Count, Positive, Section, Seed, Whole, did_you_mean, row_of
+from pinnsketch.config.train import Decay
 from pinnsketch.datasets import DATASETS
 from pinnsketch.images import ACTIVATIONS, INITS, KINDS
 from pinnsketch.methods import METHODS
