@@ -7,11 +7,11 @@ Where the onset cannot be known beforehand (a plateau, a gradient that has explo
 is measured from losses and gradients of all steps, without the monitor, and a run in which it does not come about is not
 judged. Any finding in a healthy run is a false alarm.
 
-The lines in `pinnsketch/health.py` were drawn on even seeds (planted runs 0 to 118, healthy ones 0 to 24). Odd seeds had no
-part in it and were judged three times, each time others. Seeds 1 to 51: 11 kinds found in every run, gradient and activation
-rank collapse and noise in 88 %, 2 false alarms in 41,400 steps. Then runs that did not collapse as planted were mended, and
-one line was moved. Seeds 101 to 151: 13 kinds found in at least 95 %, conflict in 88 %, 6 false alarms in 41,400 steps. Then
-the rule for conflict was rewritten. What is judged now, and reported, are seeds from 201.
+The lines in `pinnsketch/health/rules.py` were drawn on even seeds (planted runs 0 to 118, healthy ones 0 to 24). Odd seeds had
+no part in it and were judged three times, each time others. Seeds 1 to 51: 11 kinds found in every run, gradient and
+activation rank collapse and noise in 88 %, 2 false alarms in 41,400 steps. Then runs that did not collapse as planted were
+mended, and one line was moved. Seeds 101 to 151: 13 kinds found in at least 95 %, conflict in 88 %, 6 false alarms in 41,400
+steps. Then the rule for conflict was rewritten. What is judged now, and reported, are seeds from 201.
 
     python benchmarks/pathologies.py [--quick] [--calibration] [--out FILE]
 """

@@ -5,8 +5,9 @@ by one matrix product, through an activation by the formula of Faa di Bruno. A s
 carried as one stream (Li et al. 2024, forward Laplacian; Dangel et al. 2025, collapsed Taylor mode).
 """
 
+from pinnsketch.jets.forward import Jets
 from pinnsketch.jets.jacobian import Basis, Jacobian, Outer, by_point, by_rows, by_uses
-from pinnsketch.jets.jet import RULES, Jet, Jets, NoRule, Use, linear, sparse_linear
+from pinnsketch.jets.jet import RULES, Jet, NoRule, Use, linear, sparse_linear
 from pinnsketch.jets.known import of_points
 from pinnsketch.jets.pieces import held, in_pieces
 from pinnsketch.jets.streams import Streams

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pinnsketch.jets import Jet, Streams, functions
+from pinnsketch.jets.faa_di_bruno import Elementwise
 from pinnsketch.jets.functions import Family
-from pinnsketch.jets.jet import Elementwise
 from pinnsketch.layers.chen2021_quantised import restored, rounded
 from pinnsketch.layers.sketched import Stream
 from pinnsketch.layers.steele2014_split_mix import STEP

@@ -1,4 +1,4 @@
-"""What the monitor's numbers mean: findings, each with its evidence and one sentence of advice. A rule is one row in `RULES`.
+"""The rules by which readings are judged, each with one sentence of advice. A rule is one row in `RULES`.
 
 Lines were drawn on runs with even seeds of `benchmarks/planted.py`, planted and healthy, and judged on those with odd seeds:
 `benchmarks/pathologies.py`. Looks are every 10 steps there, comparisons of the loss terms every 20.
@@ -6,19 +6,16 @@ Lines were drawn on runs with even seeds of `benchmarks/planted.py`, planted and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from math import exp, inf, isfinite, log, sqrt
-from statistics import correlation, median
+from collections.abc import Callable, Iterator
+from math import inf, isfinite, sqrt
 from statistics import fmean as mean
-from typing import Any, NamedTuple
+from statistics import median
+from typing import NamedTuple
 
 from pinnsketch.gauges import ITSELF
-from pinnsketch.monitor import LayerReading, Reading
+from pinnsketch.health.view import WINDOW, View
 
 NETWORK = "network"
-WARM_UP, MEMORY, WINDOW = 10, 0.95, 5
-"""Looks before a running mean is trusted, its decay (it is geometric), and looks over which losses and cosines are followed."""
 
 EXPLODING = 300.0
 """A gradient explodes at this many times its own running mean; healthy layers were seen at up to 160 times, once."""
@@ -45,107 +42,12 @@ FLAT, FALLING, LEFT, MUCH, MOST = 0.02, -0.75, 1e-3, 0.085, 0.65
 of the first loss that are left: any, much, most."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong with training, first seen at a step: where, the numbers that show it, and what to do."""
-
-    kind: str
-    layer: str
-    step: int
-    evidence: str
-    advice: str
-    term: str | None = None
-
-    def __str__(self) -> str:
-        where = f"{self.layer}, term {self.term}" if self.term else self.layer
-        return f"{self.kind} in {where} at step {self.step}: {self.evidence}. {self.advice}"
-
-
 class Sign(NamedTuple):
     """What a rule sees at one look: where, and the numbers."""
 
     layer: str
     evidence: str
     term: str | None = None
-
-
-class Past(NamedTuple):
-    """What is remembered of a look: the losses by term; the cosines of the gradient with that a step and ten steps before, the
-    upper end of the first one's interval; how long the update was over the weights. None where it was not known."""
-
-    losses: dict[str, float]
-    cosine: float | None
-    high: float | None
-    tenth: float | None
-    update: float | None
-
-
-@dataclass(frozen=True)
-class View:
-    """What a rule may look at: the reading, and what the readings before it say.
-
-    Args:
-        reading: the present one.
-        usual: geometric running mean of each layer's gradient norm, where it is trusted.
-        past: the last looks, up to WINDOW of them, the present one last.
-        first: the losses of the terms when they were first known.
-    """
-
-    reading: Reading
-    usual: Mapping[str, float] = field(default_factory=dict)
-    past: Sequence[Past] = ()
-    first: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def measured(self) -> list[tuple[str, LayerReading]]:
-        """Layers that are read at the probe points."""
-        return [(name, layer) for name, layer in self.reading.layers.items() if layer.dead is not None]
-
-    @property
-    def hidden(self) -> list[tuple[str, LayerReading]]:
-        """Those whose outputs feed another layer."""
-        return self.measured[:-1]
-
-    @property
-    def one_input(self) -> bool:
-        """Whether the network has a single input, as outputs that follow one direction are no trouble then."""
-        stds = next((layer.input_std for layer in self.reading.layers.values() if layer.input_std), None)
-        return stds is not None and stds[0] == stds[1]
-
-    @property
-    def terms(self) -> Mapping[str, Any]:
-        return self.reading.network.terms or {}
-
-    def losses(self, terms: Collection[str] = ()) -> list[float]:
-        """The losses of these terms together, or of all, at all the last looks that know them, as a share of what they were at
-        first."""
-        names = set(terms or self.first) & set(self.first)
-        start = sum(self.first[name] for name in names)
-        known = [look.losses for look in self.past if names and names <= set(look.losses)]
-        return [sum(losses[name] for name in names) / start for losses in known] if start > 0 else []
-
-    def left(self, share: float, terms: Collection[str] = ()) -> bool:
-        """Whether more than this share of them is left, at present."""
-        losses = self.losses(terms)
-        return bool(losses) and losses[-1] > share
-
-    def flat(self, share: float, terms: Collection[str] = ()) -> bool:
-        """Whether the best of the last two of them is not lower by that share than the best of those three looks before."""
-        losses = self.losses(terms)
-        return len(losses) >= WINDOW and min(losses[-2:]) > (1 - share) * min(losses[-5:-3])
-
-    @property
-    def trend(self) -> float:
-        """Correlation of all losses with time, over the last looks: near -1 where they fall; 0 where they are not known."""
-        losses = self.losses()
-        if len(losses) < 2 or not min(losses) < max(losses):
-            return 0.0
-        size = max(map(abs, losses))  # squares of what explodes would overflow
-        return correlation(range(len(losses)), [loss / size for loss in losses])
-
-    def column(self, name: str) -> list[float]:
-        """One number of all the last looks that know it."""
-        return [value for look in self.past if (value := getattr(look, name)) is not None]
 
 
 def non_finite(view: View) -> Iterator[Sign]:
@@ -306,97 +208,3 @@ RULES: dict[str, Rule] = {
 }
 COMPARED = ("imbalanced terms", "few points dominate")
 """Kinds that are judged where the terms have been compared anew."""
-
-
-@dataclass
-class Health:
-    """Judges readings as they come; each kind of trouble is found once for each layer and term."""
-
-    findings: list[Finding] = field(default_factory=list)
-    _means: dict[str, float] = field(default_factory=dict)
-    _seen: int = 0
-    _streaks: dict[str, int] = field(default_factory=dict)
-    _past: list[Past] = field(default_factory=list)
-    _first: dict[str, float] = field(default_factory=dict)
-    _compared: int = -1
-
-    def observe(self, step: int, reading: Reading, losses: Mapping[str, float] | None = None) -> list[Finding]:
-        """Judge a reading taken after a step, with the losses of that step where they are known.
-
-        Returns: what was found for the first time.
-        """
-        view, fresh = self._view(reading, losses), []
-        compared = view.terms.get("updates", -1)
-        for kind, rule in RULES.items():
-            if kind in COMPARED and compared == self._compared:
-                continue
-            signs = {f"{kind} {sign.layer} {sign.term or ''}": sign for sign in rule.signs(view)}
-            self._count(kind, signs)
-            lasting = [sign for what, sign in signs.items() if self._streaks[what] >= rule.patience]
-            named = lasting[:1] if rule.spreads else lasting
-            found = (Finding(kind, sign.layer, step, sign.evidence, rule.advice, sign.term) for sign in named)
-            fresh += [finding for finding in found if self._new(finding)]
-        self._compared = compared
-        self._remember(reading, view.usual)
-        self.findings += fresh
-        return fresh
-
-    def _view(self, reading: Reading, losses: Mapping[str, float] | None) -> View:
-        known = {name: loss for name, loss in (losses or {}).items() if isfinite(loss)}
-        if known and not self._first:
-            self._first = known
-        network = reading.network
-        lag, tenth = network.lags.get(1), network.lags.get(10)
-        before = lag.value if lag else None, lag.high if lag else None, tenth.value if tenth else None
-        self._past = [*self._past, Past(known, *before, network.update_ratio)][-WINDOW:]
-        usual = {name: exp(mean) for name, mean in self._means.items()} if self._seen >= WARM_UP else {}
-        return View(reading, usual, self._past, self._first)
-
-    def _count(self, kind: str, signs: Mapping[str, Sign]) -> None:
-        for what in [what for what in self._streaks if what.startswith(f"{kind} ") and what not in signs]:
-            del self._streaks[what]
-        for what in signs:
-            self._streaks[what] = self._streaks.get(what, 0) + 1
-
-    def _remember(self, reading: Reading, usual: Mapping[str, float]) -> None:
-        self._seen += 1
-        for name, layer in reading.layers.items():
-            norm = layer.gradient_norm
-            if 0 < norm <= EXPLODING * usual.get(name, inf) and isfinite(norm):
-                self._means[name] = MEMORY * self._means.get(name, log(norm)) + (1 - MEMORY) * log(norm)
-
-    def _new(self, finding: Finding) -> bool:
-        same = (finding.kind, finding.layer, finding.term)
-        if finding.kind == "non-finite gradient":
-            return not any(known.kind == finding.kind for known in self.findings)
-        return not any((known.kind, known.layer, known.term) == same for known in self.findings)
-
-    def restart(self) -> None:
-        """Judge what comes as a training of its own, beside nothing before it: other layers train. What was found stays."""
-        fresh = Health(self.findings)
-        self.load_state_dict(fresh.state_dict())
-
-    def explain(self, kind: str, **words: Any) -> None:
-        """Put what is known better (layer, term, evidence, advice) in place of what findings of a kind say."""
-        self.findings = [replace(known, **words) if known.kind == kind else known for known in self.findings]
-
-    def __bool__(self) -> bool:
-        """Whether nothing was found."""
-        return not self.findings
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "findings": [asdict(finding) for finding in self.findings],
-            "means": dict(self._means),
-            "seen": self._seen,
-            "streaks": dict(self._streaks),
-            "past": [list(look) for look in self._past],
-            "first": dict(self._first),
-            "compared": self._compared,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.findings = [Finding(**finding) for finding in state["findings"]]
-        self._means, self._seen, self._streaks = dict(state["means"]), state["seen"], dict(state["streaks"])
-        self._past = [Past(*look) for look in state["past"]]
-        self._first, self._compared = dict(state["first"]), state["compared"]
