@@ -68,7 +68,7 @@ def our_step(name: str, n: int, dtype: torch.dtype, device: str, way: str) -> tu
     trial, batch = Trial(network.to(device)), task.batch()
     task.plan(trial, batch[0])
     if way == "nested":
-        task._plans[trial][batch[0].terms] = Plan()
+        task.plans.put(trial, batch[0], Plan())
     gradient = Gradient(trial, task, WAYS[way])
     objective, adam = Objective(list(trial.parameters()), partial(gradient, batch), ["law"]), Adam(list(trial.parameters()))
     began = time.perf_counter()

@@ -52,7 +52,7 @@ def evaluation(way: str, points: int, width: int, depth: int, dimension: int, ch
     trial, batch = Trial(network), task.batch()
     task.plan(trial, batch[0])
     if way == "nested":
-        task._plans[trial][batch[0].terms] = Plan()
+        task.plans.put(trial, batch[0], Plan())
     gradient = Gradient(trial, task, way == "compiled")
     return lambda: gradient(batch)
 

@@ -195,8 +195,8 @@ def _search(trial: Trial, task: Collocation, batch: tuple[Block, ...]) -> tuple[
 def _loss(watch: Watch, trial: Trial, task: Collocation, block: Block, term: str) -> Tensor:
     """A term's weighted loss, from a forward pass of its own by the plan that training uses."""
     watch.begin(block, term, task.problem.terms[term].residual)
-    evaluate = partial(task._residuals, trial, replace(block, terms=(term,)))
-    residual = task._planned(trial, block, evaluate)[term]
+    evaluate = partial(task.plans.residuals.at, trial, replace(block, terms=(term,)))
+    residual = task.plans.run(trial, block, evaluate)[term]
     watch.phase = "loss"
     mean = residual.square().mean()
     return task.weights[term] * (mean * block.share if block.share < 1 else mean)

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pinnsketch.blocks import Block
-from pinnsketch.collocation import Collocation
+from pinnsketch.collocation.residuals import Residuals
 
 COEFFICIENT = "coefficient "
 """How the name of an unknown coefficient begins, among those of what is given."""
@@ -182,7 +182,7 @@ class Watch(TorchDispatchMode):
     def _line(self) -> int | None:
         """The line of the problem file that asks for what is running."""
         frame = sys._getframe(3)
-        while frame is not None and frame.f_code is not Collocation.evaluate.__code__:
+        while frame is not None and frame.f_code is not Residuals.evaluate.__code__:
             if frame.f_code.co_filename == self._file:
                 return frame.f_lineno
             frame = frame.f_back  # type: ignore[assignment]

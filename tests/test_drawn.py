@@ -57,7 +57,7 @@ def test_the_loss_at_drawn_points_is_that_at_all_on_average():
 
 
 def pool(task, number):
-    return tuple(task._block(i, number, DRAWS["residual"]) for i in range(len(task._places)))
+    return task.batch(number, DRAWS["residual"])
 
 
 def test_residuals_and_jacobian_have_the_factors_of_the_losses():

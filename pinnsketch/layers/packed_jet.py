@@ -21,7 +21,7 @@ from pinnsketch.layers.steele2014_split_mix import STEP
 
 
 class PackedElementwise(torch.autograd.Function):
-    """`pinnsketch.jets.jet.Elementwise`, with what it keeps rounded."""
+    """`pinnsketch.jets.faa_di_bruno.Elementwise`, with what it keeps rounded."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, parts: Tensor, streams: Streams, family: Family, seed: Tensor, bits: int) -> Any:

@@ -91,13 +91,17 @@ class Problem:
     @property
     def enriching(self) -> list[Callable[[Tensor], Tensor]]:
         """The enrichment as functions of points `(n, d)`."""
-        numbers = {name: value for name, value in self.parameters.items() if not isinstance(value, Unknown)}
 
         def at(function: Callable[..., Tensor], x: Tensor) -> Tensor:
-            names = {**dict(zip(self.coordinates, x.split(1, dim=1), strict=True)), **numbers}
+            names = {**dict(zip(self.coordinates, x.split(1, dim=1), strict=True)), **self.numbers}
             return function(**{need: names[need] for need in parameters_of(function)})
 
         return [partial(at, function) for function in self.enrichment]
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The parameters that do not train."""
+        return {name: value for name, value in self.parameters.items() if not isinstance(value, Unknown)}
 
     @property
     def coefficients(self) -> dict[str, Unknown]:
