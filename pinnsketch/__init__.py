@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from pinnsketch.solution import Solution
     from pinnsketch.solve import solve
     from pinnsketch.train import Stage, train
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Loads a public name when it is first asked for: `pinnsketch --help` needs none, nor the seconds that torch takes."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'pinnsketch' has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(f"pinnsketch.{_HOMES[name]}"), name)
+        return found
+
 
 try:
     __version__ = _version("pinnsketch")
@@ -42,22 +51,16 @@ _ROOMS = {
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 
-class _Public(ModuleType):
-    """Loads a public name when it is first asked for: `pinnsketch --help` needs none, nor the seconds that torch takes."""
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module 'pinnsketch' has no attribute {name!r}")
-        found = getattr(import_module(f"pinnsketch.{_HOMES[name]}"), name)
-        setattr(self, name, found)
-        return found
+
+class _Package(ModuleType):
+    """Keeps the names of functions: the import of `pinnsketch.solve` would put that module in place of the function `solve`."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):  # the room `solve` is not the function
+        if not (name in _HOMES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
 
-
-sys.modules[__name__].__class__ = _Public
+sys.modules[__name__].__class__ = _Package

@@ -69,8 +69,7 @@ class Features(nn.Module):
         dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"There are no features {activation!r}; there are {', '.join(ACTIVATIONS)}.")
+        self._activation = activation_of(activation)
         d = len(bounds)
         self.inputs = Periodic(bounds, periodic, harmonics, dtype)
         self.patches = (patches,) * d if isinstance(patches, int) else tuple(patches)
@@ -89,7 +88,7 @@ class Features(nn.Module):
         centres = (places.repeat(each, 1) + (drawn[1, :, :d] + 1) / 2) * widths - 1
         self.register_buffer("centres", self.inputs.turned(centres))
         self.register_buffer("radius", torch.full((d,), float(frequency), dtype=dtype))
-        self._activation, self._enrichment = ACTIVATIONS[activation], tuple(enrichment)
+        self._enrichment = tuple(enrichment)
         self.output = blank(nn.Linear, len(self._enrichment) + len(drawn[0]), outputs, dtype=dtype)
         for p in self.output.parameters():
             nn.init.zeros_(p)
@@ -160,6 +159,17 @@ class Features(nn.Module):
             found = along if found is None else (found.reshape(len_of(y), -1, 1) * along.reshape(len_of(y), 1, count))
             found = found.reshape(len_of(y), -1)
         return found.reshape(len_of(y), 1, -1)
+
+
+def activation_of(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation of features that has a name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"There are no features {name!r}; there are {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
 
 
 def len_of(x: Any) -> int:

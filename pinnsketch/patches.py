@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pinnsketch.blank import blank
-from pinnsketch.features import ACTIVATIONS
+from pinnsketch.features import activation_of
 from pinnsketch.jets import Jet, sparse_linear
 
 REACH = 0.35
@@ -83,8 +83,7 @@ class Patches(nn.Module):
         dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"There are no features {activation!r}; there are {', '.join(ACTIVATIONS)}.")
+        self._activation = activation_of(activation)
         if width < each:
             raise ValueError(f"Patches: expected a width of {each} features or more, those of one patch; got {width}.")
         if periodic:
@@ -104,7 +103,7 @@ class Patches(nn.Module):
         self.register_buffer("count", torch.ones((), dtype=torch.int64))
         degree = next(p for p in count(1) if comb(p + d, d) >= each)
         digits = log(torch.finfo(dtype).eps) / log(torch.finfo(torch.float64).eps)
-        self._activation, self.radius = ACTIVATIONS[activation], frequency * SPREAD ** (digits / degree)
+        self.radius = frequency * SPREAD ** (digits / degree)
         self.output = blank(nn.Linear, k * each, outputs, bias=False, dtype=dtype)
         nn.init.zeros_(self.output.weight)
 

@@ -9,7 +9,6 @@ The last layer of N then starts from zero, so that the function does not change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,26 +16,17 @@ from torch import Tensor, nn
 
 from pinnsketch.methods.least_squares import Weights, evaluate
 from pinnsketch.methods.method import Evaluation, Objective
+from pinnsketch.methods.next_part import NextPart, expect_more
 from pinnsketch.network import Multistage
 
 FLOOR = 1e-13
 """What is added to the diagonal of J J^T, over its trace."""
 
 
-class NextStage:
+class NextStage(NextPart):
     """Freezes the network that trains, and lets the next one of `network: {stages: 2}` or more train; takes one step."""
 
-    needs_residuals = True
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._parameters, self._done = list(parameters), False
-
-    def scale(self, factor: float) -> None:
-        raise ValueError("next_stage chooses what trains: there is no lr that could decay.")
-
-    @property
-    def stalled(self) -> str | None:
-        return "the next network trains from here on" if self._done else None
+    method, part = "next_stage", "network"
 
     def step(self, objective: Objective) -> Evaluation:
         task, model, batch = objective.task, objective.model, objective.batch
@@ -54,12 +44,6 @@ class NextStage:
                 nn.init.zeros_(p)
             self._done = True
         return evaluate(Weights(task, model), batch)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"done": self._done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._done = state["done"]
 
 
 def _error(new: nn.Module, weights: Weights, batch: Any, r: Tensor, unit: float) -> Tensor:
@@ -89,8 +73,4 @@ def expect_stages(network: nn.Module, count: int) -> None:
         ValueError: if it has fewer.
     """
     stages, now = (len(network.networks), network.stage) if isinstance(network, Multistage) else (1, 0)
-    if count and now + count >= stages:
-        raise ValueError(
-            f"method next_stage: expected {count} more network{'s' * (count > 1)} to go on with; got {stages} in all, of which "
-            f"number {now + 1} trains. Set network: {{stages: {now + count + 1}}}."
-        )
+    expect_more(count, NextStage.method, NextStage.part, "stages", stages, now)

@@ -10,7 +10,6 @@ Random features begin with the range R and the number that were found before, fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
@@ -21,23 +20,14 @@ from pinnsketch.features import Features
 from pinnsketch.jets import held
 from pinnsketch.methods.least_squares import least_squares
 from pinnsketch.methods.method import Evaluation, Objective
+from pinnsketch.methods.next_part import NextPart, expect_more
 from pinnsketch.slabs import Slabs
 
 
-class NextSlab:
+class NextSlab(NextPart):
     """Lets the network of the next slab of `network: {slabs: 4}` train, in place of the present one; takes one step."""
 
-    needs_residuals = True
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._done = False
-
-    def scale(self, factor: float) -> None:
-        raise ValueError("next_slab chooses what trains: there is no lr that could decay.")
-
-    @property
-    def stalled(self) -> str | None:
-        return "the next slab trains from here on" if self._done else None
+    method, part = "next_slab", "slab"
 
     def step(self, objective: Objective) -> Evaluation:
         task = objective.task
@@ -57,12 +47,6 @@ class NextSlab:
             p.grad = g
         numbers = {name: value.item() for name, value in losses.items()}
         return Evaluation(loss.item(), numbers, isfinite(loss.item()))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"done": self._done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._done = state["done"]
 
 
 def _follow(slabs: Slabs, before: nn.Module, x: Tensor) -> None:
@@ -92,8 +76,4 @@ def expect_slabs(network: Any, count: int) -> None:
         ValueError: if it has fewer.
     """
     slabs, now = (len(network.networks), network.slab) if isinstance(network, Slabs) else (1, 0)
-    if count and now + count >= slabs:
-        raise ValueError(
-            f"method next_slab: expected {count} more slab{'s' * (count > 1)} to go on with; got {slabs} in all, of which "
-            f"number {now + 1} trains. Set network: {{slabs: {now + count + 1}}}."
-        )
+    expect_more(count, NextSlab.method, NextSlab.part, "slabs", slabs, now)
