@@ -62,13 +62,13 @@ class Block:
         return replace(self, x=x, normal=normal, factor=factor, columns=dict(zip(self.columns, rest, strict=True)))
 
 
-def along_curve(x: Tensor, bits: int = 62) -> Tensor:
+def along_curve(x: Tensor) -> Tensor:
     """Indices that sort points `(n, d)` along a space-filling curve, Morton's: those of a part of it are near each other.
 
     Systematic sampling along it draws points that are spread evenly (Stevens & Olsen 2004).
     """
     d = x.shape[1]
-    depth = max(min(bits // d, 16), 1)
+    depth = max(min(62 // d, 16), 1)  # bits of a key
     low, high = x.amin(0), x.amax(0)
     cells = ((x - low) / (high - low).clamp(min=torch.finfo(x.dtype).tiny) * (2**depth - 1)).long()
     key = torch.zeros_like(cells[:, 0])

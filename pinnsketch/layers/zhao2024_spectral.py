@@ -240,14 +240,14 @@ class SpectralSchedule:
 
     def _swap(self, layer: SpectralLinear) -> None:
         """Draw the active directions. Moments of s move with their direction."""
-        order = self.draw(layer.s, layer.u_active.shape[1])
+        order = self.draw(layer.s)
         layer.reorder(order)
         for kept in state_of(self._optimizer, layer.s):
             if kept.shape == layer.s.shape:
                 kept.copy_(kept[order])
 
-    def draw(self, s: Tensor, rank: int) -> Tensor:
-        """An order of the directions `(k,)`: first `rank` drawn ones, then the rest."""
+    def draw(self, s: Tensor) -> Tensor:
+        """An order of the directions `(k,)`, drawn without replacement: those that come first are active."""
         s = s.detach().double().cpu()
         law = (1 - self._uniform) * s / s.sum().clamp(min=torch.finfo(s.dtype).tiny) + self._uniform / len(s)
         return torch.multinomial(law.clamp(min=1e-300), len(s), generator=self._generator)

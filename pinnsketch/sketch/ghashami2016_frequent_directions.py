@@ -164,16 +164,6 @@ class FrequentDirections:
         flat, steep = self._extremes()
         return float(1 / np.minimum(steep[0], 1)), float(1 / flat[0])
 
-    def participation_rank(self) -> Interval:
-        """Bounds on `(tr C)^2 / tr C^2`: how many equal eigenvalues would spread as much."""
-        flat, steep = self._extremes()
-        return float(1 / np.square(steep).sum()), float(1 / np.square(flat).sum())
-
-    def entropy_rank(self) -> Interval:
-        """Bounds on `exp(-sum_i p_i log p_i)`, p_i = lambda_i / tr C: the effective rank of Roy & Vetterli (2007)."""
-        flat, steep = (float(np.exp(-np.sum(p * np.log(np.where(p == 0, 1, p))))) for p in self._extremes())
-        return steep, flat
-
     def top_share(self, k: int) -> Interval:
         """Bounds on `sum_{i <= k} lambda_i / tr C`, the share of the k leading directions."""
         if not 1 <= k <= self.dimension:
