@@ -54,6 +54,7 @@ class Residuals:
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
+        self._parameters = problem.numbers
 
     def at(self, trial: Trial, block: Block, plan: Plan, uses: list[Use] | None = None) -> dict[str, Tensor]:
         """Those of a block by term, `(n, k)`, as a plan says; `uses`: where it is noted which weights a forward pass uses."""
@@ -83,7 +84,7 @@ class Residuals:
         coordinates = self._problem.coordinates
         fields = {name: Field(name, i, coordinates, derivatives, block.normal) for i, name in enumerate(self._problem.unknowns)}
         columns = dict(zip(coordinates, derivatives.columns, strict=True))
-        return {**fields, **columns, **self._problem.numbers, **coefficients, **block.columns, "n": block.normal}
+        return {**fields, **columns, **self._parameters, **coefficients, **block.columns, "n": block.normal}
 
     def evaluate(self, name: str, names: Mapping[str, Any], n: int) -> Tensor:
         """One term's residual `(n, k)`, given what it may ask for by name.
