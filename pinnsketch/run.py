@@ -77,9 +77,9 @@ class Run(Running):
         seed = config.train.seed
         self.described = network is None
         made = network or build_network(config, problem, torch.Generator().manual_seed(seed)).to(device)
-        expect_stages(made, sum(stage.method == "next_stage" for stage in config.train.stages))
         slabs = made if isinstance(made, Slabs) else None
         schedule = marching(config.train.stages, slabs)
+        expect_stages(slabs.acting if slabs else made, _most_stages(schedule))
         expect_slabs(made, sum(stage.method == "next_slab" for stage in schedule))
         self.trial = Trial(made, problem.coefficients)
         self.task = Collocation(
@@ -337,6 +337,14 @@ def marching(stages: list[Stage], slabs: Slabs | None) -> list[Stage]:
     if slabs is None or any(stage.method == "next_slab" for stage in stages):
         return stages
     return [*[stage for _ in slabs.networks[1:] for stage in (*stages, Stage("next_slab", 1))], *stages]
+
+
+def _most_stages(schedule: list[Stage]) -> int:
+    """How often next_stage comes in one slab of time, at most."""
+    counts = [0]
+    for stage in schedule:
+        counts = [*counts, 0] if stage.method == "next_slab" else [*counts[:-1], counts[-1] + (stage.method == "next_stage")]
+    return max(counts)
 
 
 @contextmanager

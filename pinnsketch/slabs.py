@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pinnsketch.jets import Jet, held, in_pieces
+from pinnsketch.multistage import Multistage
 
 
 def edges_of(slabs: int | Sequence[float], low: float, high: float) -> list[float]:
@@ -58,6 +59,8 @@ class Slabs(nn.Module):
         self.slab = slab
         for k, network in enumerate(self.networks):
             network.requires_grad_(k == slab)
+        if isinstance(self.acting, Multistage):
+            self.acting.begin(self.acting.stage)
 
     @property
     def acting(self) -> nn.Module:

@@ -282,6 +282,20 @@ def test_one_slab_is_a_run_without_slabs():
     assert one.course.total == 4
 
 
+def test_each_slab_can_have_stages():
+    two = [{**FIRST, "steps": 2}, {"method": "next_stage"}, {**FIRST, "steps": 2}]
+    run, seen = made(slabs=2, schedule=two, network={"stages": 2}), {}
+    for step in run:
+        trained = {name[:20] for name, p in run.trial.network.named_parameters() if p.requires_grad}
+        seen[step.index] = [part.stage for part in run.trial.network.networks], trained
+    assert [step for step, (_, trained) in seen.items() if len(trained) != 1] == []
+    parts = [[f"networks.{slab}.networks.{k}"[:20] for k in range(2)] for slab in range(2)]
+    assert [seen[k] for k in (2, 3, 5)] == [([0, 0], {parts[0][0]}), ([1, 0], {parts[0][1]}), ([1, 0], {parts[0][1]})]
+    assert [seen[k] for k in (6, 9, 11)] == [([1, 0], {parts[1][0]}), ([1, 1], {parts[1][1]}), ([1, 1], {parts[1][1]})]
+    with pytest.raises(ValueError, match=r"next_stage: expected 1 more network to go on with; got 1 in all"):
+        made(slabs=2, schedule=two)
+
+
 def test_a_schedule_that_says_when_is_left_as_it_is():
     own = [{**FIRST, "steps": 3}, {"method": "next_slab"}, {**FIRST, "steps": 2}]
     assert go(made(slabs=2, schedule=own)).course.last.index == 6
@@ -327,12 +341,22 @@ def test_a_front_that_features_cannot_hold_at_once_they_march_through():
     assert errors[1] < errors[0] / 10, errors
 
 
-@pytest.mark.parametrize(("kind", "stop"), [("mlp", 12), ("features", 5)])
-def test_stopped_in_a_slab_and_resumed_it_ends_bit_for_bit_where_it_would_have_ended(kind, stop, tmp_path):
+TWO = [{**FIRST, "steps": 1}, {"method": "next_stage"}, {**FIRST, "steps": 2}]
+
+
+@pytest.mark.parametrize(
+    ("network", "schedule", "stop"),
+    [
+        ({"width": 20, "depth": 2}, [FIRST], 12),
+        ({"width": 20, "depth": 2, "stages": 2}, TWO, 8),
+        ({"width": 20, "depth": 2, "stages": 2}, TWO, 6),
+        ({"kind": "features", "width": 20, "depth": None}, [{"method": "features", "steps": 4, "start": 20}], 5),
+    ],
+    ids=["a network", "its second stage", "its first", "features"],
+)
+def test_stopped_in_a_slab_and_resumed_it_ends_bit_for_bit_where_it_would_have_ended(network, schedule, stop, tmp_path):
     def run(folder):
-        network = {"kind": kind, "width": 20, "depth": 2 if kind == "mlp" else None}
-        stage = FIRST if kind == "mlp" else {"method": "features", "steps": 4, "start": 20}
-        train = {"schedule": [stage], "log": 1, "checkpoint": stop}
+        train = {"schedule": schedule, "log": 1, "checkpoint": stop}
         watch = {"every": 2, "readings": "full", "terms": 4}
         points = {"interior": 60, "boundary": 12, "resample": 2}
         return made(folder=folder, source=source, train=train, network=network, monitor=watch, points=points)
@@ -450,11 +474,6 @@ def test_a_domain_that_changes_with_time_is_refused():
 def test_slabs_are_a_number_or_edges(wrong):
     with pytest.raises(ConfigError, match=r"network.slabs: expected a whole number"):
         make_config({"problem": "wave", "network": {"slabs": wrong}})
-
-
-def test_stages_and_slabs_are_not_had_together():
-    with pytest.raises(ValueError, match="expected stages or slabs; got both"):
-        made(network={"stages": 2})
 
 
 def test_it_has_no_step_size_that_could_decay():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pinnsketch.methods.least_squares import Weights, evaluate
 from pinnsketch.methods.method import Evaluation, Objective
 from pinnsketch.methods.next_part import NextPart, expect_more
-from pinnsketch.network import Multistage
+from pinnsketch.multistage import Multistage
 
 FLOOR = 1e-13
 """What is added to the diagonal of J J^T, over its trace."""
