@@ -184,6 +184,15 @@ def both(width: int, depth: int, interior: int = 400, boundary: int = 100, **opt
     }
 
 
+def slabwise(width: int, slabs: int, steps: int) -> dict[str, Options]:
+    """Networks for each slab of time; in each there is a second one for as many steps again."""
+    way = natural(width, 4, 400, 100, steps=steps)
+    return {
+        f"natural_gradient 4x{width}, slabs": marching(way, slabs),
+        f"natural_gradient 4x{width}, slabs, two stages": marching(staged(way, steps // 2), slabs),
+    }
+
+
 AUTO: dict[str, Options] = {"auto": {"train": {"method": "auto"}}}
 MINUTE = {"cpu": ((1e-6, 60),), "cuda": ((1e-9, 60),)}
 LINEAR = {"features, tanh": features(2000, 6000, 800), "features, sin": features(1000, 4000, 600, "sin")}
@@ -212,7 +221,8 @@ CASES: dict[str, Case] = {
             **AUTO,
             "natural_gradient 2x32": natural(32, 2, 500, 300),
             "natural_gradient 2x64": natural(64, 2, 500, 300),
-            "natural_gradient 2x64, two stages": staged(natural(64, 2, 500, 300), 200),
+            "natural_gradient 2x128, two stages": staged(natural(128, 2, 1000, 500), 150),
+            "natural_gradient 2x128, three stages": staged(natural(128, 2, 1000, 500), 150, 500),
         },
         120, {"cpu": ((1e-5, 60),), "cuda": ((1e-9, 120),)}, "3.5e-8 in 3,000 s (ENGD)",
     ),
@@ -221,7 +231,9 @@ CASES: dict[str, Case] = {
         {
             "spring 4x512": momentum(512, 4, 100, 50, lr=0.09, damping=0.03, momentum=0.98),
             "spring 4x512, falling steps": falling(momentum(512, 4, 100, 50), 1500, (0.09, 0.03, 0.01, 0.003)),
-            "natural_gradient 2x64": natural(64, 2, 400, 200),
+            "natural_gradient 1x128": natural(128, 1, 5000, 2500),
+            "natural_gradient 1x128, silu": natural(128, 1, 5000, 2500, "silu"),
+            "natural_gradient 1x256, silu": natural(256, 1, 4000, 2000, "silu"),
         },
         600, {"cuda": ((1e-3, 600),)}, "3.6e-3 in 7,000 s (SPRING, Guzmán-Cordero et al. 2025)",
     ),
@@ -240,12 +252,14 @@ CASES: dict[str, Case] = {
         {
             **AUTO,
             "natural_gradient 4x20": natural(20, 4, 1000, 100, draw="residual"),
+            "natural_gradient 4x40": natural(40, 4, 1500, 150, draw="residual"),
+            "natural_gradient 4x40, two stages": staged(natural(40, 4, 1500, 150, draw="residual"), 600),
             "dsgnar 4x20": sketched(20, 4, 4000, 200),
             "dsgnar 4x20, damping 1e-3": sketched(20, 4, 4000, 200, damping=1e-3),
             "dsgnar 4x20, slabs": marching(sketched(20, 4, 4000, 200), (0, 0.3, 0.45, 0.7, 1), steps=150),
             "ssbroyden 3x20": broyden(20, 3, 4000, 200),
             "patches": patched(16000),
-            "patches, 40000": patched(40000, 100),
+            "patches, 60000": patched(60000, 150),
         },
         300, {"cpu": ((1e-4, 60),), "cuda": ((1e-9, 300),)}, "8e-9 (vRBA with SSBroyden)",
     ),
@@ -266,6 +280,7 @@ CASES: dict[str, Case] = {
         {
             **AUTO,
             "natural_gradient 4x30": natural(30, 4, 1000, 200),
+            "natural_gradient 4x50, two stages": staged(natural(50, 4, 1000, 200), 250),
             "dsgnar 4x30": sketched(30, 4, 4000, 400),
             "ssbroyden 3x30": broyden(30, 3, 4000, 400),
             "features, tanh, slabs": marching(features(2000, 6000, 200, harmonics=2), 10, start=500),
@@ -277,7 +292,7 @@ CASES: dict[str, Case] = {
         {
             **AUTO,
             "natural_gradient 4x30": natural(30, 4, 800, 100),
-            "natural_gradient 4x30, slabs": marching(natural(30, 4, 800, 100), 5, steps=150),
+            "natural_gradient 4x30, two stages": staged(natural(30, 4, 800, 100), 200),
             "dsgnar 4x30": sketched(30, 4, 4000, 200),
             "dsgnar 4x30, slabs": marching(sketched(30, 4, 4000, 200), 5, steps=150),
             "features, tanh, slabs": marching(features(3000, 9000, 400, patches={"x": 4}), 12, start=1000),
@@ -287,22 +302,39 @@ CASES: dict[str, Case] = {
         300, {"cpu": ((1e-4, 300),), "cuda": ((1e-8, 300),)}, "2.2e-6 (vRBA with SSBroyden, from a cosine)",
     ),
     "wave, c = 2": Case(
-        shipped("wave"), {**AUTO, **weighted(both(30, 4, 500, 100), ends=1e4, shape=1e4, rest=1e2), **LINEAR, **MARCHED},
+        shipped("wave"),
+        {
+            **AUTO,
+            **weighted({**both(30, 4, 500, 100), **slabwise(30, 4, 120)}, ends=1e4, shape=1e4, rest=1e2),
+            **LINEAR,
+            **MARCHED,
+        },
         60, MINUTE, "8e-6 trained (SOAP)",
     ),
     "convection, beta = 30": Case(
-        shipped("convection"), {**AUTO, **both(30, 4, 500, 100), **LINEAR, **MARCHED}, 60, MINUTE, "7.5e-3 trained (R3)",
+        shipped("convection"), {**AUTO, **both(30, 4, 500, 100), **slabwise(20, 8, 150), **LINEAR, **MARCHED},
+        60, MINUTE, "7.5e-3 trained (R3)",
     ),
     "convection, beta = 50": Case(
-        shipped("convection", beta=50.0), {**AUTO, **both(30, 4, 500, 100), **LINEAR, **MARCHED}, 60, MINUTE, "7.6e-3 trained",
+        shipped("convection", beta=50.0), {**AUTO, **both(30, 4, 500, 100), **slabwise(20, 8, 150), **LINEAR, **MARCHED},
+        60, MINUTE, "7.6e-3 trained",
     ),
-    "Helmholtz (1, 4)": Case(shipped("helmholtz"), {**AUTO, **both(30, 4, 500, 150), **LINEAR}, 60, MINUTE),
+    "Helmholtz (1, 4)": Case(
+        shipped("helmholtz"),
+        {
+            **AUTO,
+            **both(40, 3, 800, 200),
+            "natural_gradient 4x50, two stages": staged(natural(50, 4, 750, 225), 150),
+            **LINEAR,
+        },
+        60, MINUTE,
+    ),
     "reaction, rho = 5": Case(
         shipped("reaction"),
         {
             **AUTO,
             **both(20, 4),
-            "natural_gradient 4x20, slabs": marching(natural(20, 4, 400, 100), 4, steps=100),
+            **slabwise(20, 4, 100),
             "features, tanh": features(1000, 4000, 600),
             "features, tanh, slabs": marching(features(800, 2600, 400), 8),
             "patches": patched(8000),
