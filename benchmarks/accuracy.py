@@ -222,7 +222,7 @@ CASES: dict[str, Case] = {
             "natural_gradient 2x32": natural(32, 2, 500, 300),
             "natural_gradient 2x64": natural(64, 2, 500, 300),
             "natural_gradient 2x128, two stages": staged(natural(128, 2, 1000, 500), 150),
-            "natural_gradient 2x128, three stages": staged(natural(128, 2, 1000, 500), 150, 500),
+            "natural_gradient 2x96, two stages": staged(natural(96, 2, 2000, 1000), 150),
         },
         120, {"cpu": ((1e-5, 60),), "cuda": ((1e-9, 120),)}, "3.5e-8 in 3,000 s (ENGD)",
     ),
@@ -312,11 +312,11 @@ CASES: dict[str, Case] = {
         60, MINUTE, "8e-6 trained (SOAP)",
     ),
     "convection, beta = 30": Case(
-        shipped("convection"), {**AUTO, **both(30, 4, 500, 100), **slabwise(20, 8, 150), **LINEAR, **MARCHED},
+        shipped("convection"), {**AUTO, **both(30, 4, 500, 100), **slabwise(20, 8, 120), **LINEAR, **MARCHED},
         60, MINUTE, "7.5e-3 trained (R3)",
     ),
     "convection, beta = 50": Case(
-        shipped("convection", beta=50.0), {**AUTO, **both(30, 4, 500, 100), **slabwise(20, 8, 150), **LINEAR, **MARCHED},
+        shipped("convection", beta=50.0), {**AUTO, **both(30, 4, 500, 100), **slabwise(20, 8, 120), **LINEAR, **MARCHED},
         60, MINUTE, "7.6e-3 trained",
     ),
     "Helmholtz (1, 4)": Case(
