@@ -1,79 +1,169 @@
-"""Which network, points and method, where the user leaves that open: what is tried first is what needs no training.
+"""Which network, points and method, where the user leaves that open.
 
-Random features by least squares are tried as a run of their own, and are taken where the estimate of the error (`estimate.py`)
-says that they solve the problem. Otherwise a network is trained: by the natural gradient, at more points and drawn by their
-residuals where these are not affine in the last layer, since solutions may be sharp there; and by Adam and L-BFGS where it is
-large, or where residuals have no Jacobian row for each point. What the user has set is left as it is.
+Candidates are tried, the cheapest first, and judged by the estimate of the error (`estimate.py`):
+
+1. random features by least squares: more of them where a problem is linear and steady;
+2. the same in slabs of time, as long as they hold what they must in each slab;
+3. patches that refine themselves, until so many output weights are in use;
+4. a trained network, for some steps of the natural gradient; without a rival it needs no trial.
+
+The first that is good enough is taken; how good that is depends on what the next one costs, unless `train.until` says it. Patches
+and the network are paused in time: where neither is good, the one with the least limit goes on. What is chosen is a config, whose run
+goes on where its trial stands: nothing is done twice, and the config alone does the same. What bounds a trial is a number of weights,
+points and steps, not seconds, so that the choice does not depend on how fast a machine is, or how busy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from math import inf
-from typing import Any
+from math import comb, inf
+from typing import Any, NamedTuple
 
 from pinnsketch.config import NetworkConfig, PointsConfig, RunConfig, make_config
 from pinnsketch.estimate import estimated
-from pinnsketch.marching import time_of
+from pinnsketch.marching import marches
 from pinnsketch.methods.cyr2020_polish import last
 from pinnsketch.methods.least_squares import Weights
 
-GOOD = 1e-5
-"""Features are taken where the relative error is not above this."""
-SMALL = 20_000
-"""Parameters up to which a step may cost what Gauss-Newton steps cost."""
-FEW, MARCHED, MANY, SOLVES = {"width": 500}, {"width": 1000, "slabs": 8}, {"width": 2000}, 12
-"""Features that are tried: the first at any problem, the others where a solve is linear; and solves in which they must do."""
-EVEN, DRAWN, SIDE = {"interior": 400}, {"interior": 800, "draw": "residual"}, 25
-"""Points of the natural gradient, for linear problems and for others, and for each side that a box of the dimension has."""
+GOOD, CLOSE, HOPEFUL = 1e-5, 1e-8, 1e-2
+"""Limits of the relative error: what is taken; where slabs are not tried; where no network is trained beside patches."""
+FEW, SLAB, MANY, SOLVES = 500, 1000, 2000, 30
+"""Features where equations are not linear or may be solved in slabs; in each of the slabs; output weights at most; solves."""
+SLABS, HELD, DEGREE = 8, 1e-4, 4
+"""Slabs of time, what a slab must lower the residual to, and the degree of the polynomials that features must have room for."""
+PATCHES, PAUSE, STEPS = 16000, 2400, 40
+"""Output weights of patches, and those in use where they are judged; steps of the natural gradient after which it is."""
+EVEN, DRAWN, SIDE, BOUNDARY = 400, 800, 25, 400
+"""Residuals inside at a step of the natural gradient, for linear problems and others; points of a side, and at most of all."""
+PRODUCTS = {"cpu": 2e10, "cuda": 2e12}
+"""What a device multiplies in about a second, the longest that a step of the natural gradient may take."""
+
+
+class Candidate(NamedTuple):
+    """Choices for a config: what they are called, and whether they are worth a trial.
+
+    Args:
+        beyond: of the limits so far, all must be above this for it to be tried.
+        pauses: whether a trial ends, by its run, the next step's number and method, and what is left of the residual.
+        goes_on: it is paused there, to be judged; else it has failed.
+    """
+
+    name: str
+    choice: dict[str, Any]
+    beyond: float
+    pauses: Callable[[Any, int, str, float], bool]
+    goes_on: bool = False
+
+
+class Tried(NamedTuple):
+    """A candidate with what is known of its error, and where its run goes on."""
+
+    candidate: Candidate
+    config: RunConfig
+    limit: float = inf
+    state: dict[str, Any] | None = None
 
 
 def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tuple[RunConfig, str, dict[str, Any] | None]:
-    """A config with a schedule of methods in place of `auto`; why that one, a sentence; and where its run may begin.
+    """A config with a schedule of methods in place of `auto`; what was chosen, and what tried; where its run may begin.
 
     Args:
         config: what the user gave.
         make: gives a run of a config that writes nothing and is not monitored.
         own: the network is one of the user's own.
 
-    Returns: the third is the state of a course one step before its end, where one has been run to the end already, or None.
+    Returns: the third is the state of a course that was paused, or ended, then one step before that; or None.
     """
     run = make(_filled(config, {"train": {"method": "adam", "steps": 1}}))
-    task, trial = run.task, run.trial.acting
+    task, trial, free = run.task, run.trial.acting, not own and config.network == NetworkConfig()
     batch, parameters = task.batch(), [p for p in trial.parameters() if p.requires_grad]
-    count = sum(p.numel() for p in parameters)
-    mixed, large = config.precision == "mixed", count > SMALL
+    linear = not trial.raw and Weights(task, trial, [*last(trial.network).parameters()]).affine(batch)
+    network = _trained(task.problem, linear, free and trial.device.type == "cpu")
+    points, m = _filled(config, network.choice).points, len(task.problem.unknowns)
+    size, mixed = sum(p.numel() for p in parameters), config.precision == "mixed"
+    large = (m * (points.interior + points.boundary)) ** 2 * size > PRODUCTS[trial.device.type]
     if mixed or large or not task.gives_rows(trial, batch, parameters):
-        why = f"there are {count:,} parameters" if large else "residuals give no Jacobian row for each point, or slowly"
+        why = f"there are {size:,} parameters" if large else "residuals give no Jacobian row for each point, or slowly"
         why = "others need one precision throughout" if mixed else why
         train = [{"method": "adam", "steps": 500}, {"method": "lbfgs", "steps": 2000}]
         return _filled(config, {"train": {"schedule": train}}), f"Adam and L-BFGS: {why}", None
-    linear = not trial.raw and Weights(task, trial, [*last(trial.network).parameters()]).affine(batch)
-    if not own and config.network == NetworkConfig() and config.precision == "float64":
-        for network in [FEW, *([MARCHED] if time_of(task.problem) else []), MANY] if linear else [FEW]:
-            found, limit, state = _try_features(config, make, network)
-            if limit <= GOOD:
-                return found, f"random features by least squares: the error is estimated as {limit:.1g} at most", state
-    points = {**(EVEN if linear else DRAWN), "boundary": 2 * SIDE * len(task.problem.coordinates), "resample": 1}
+    solved = _solved(task.problem, linear) if free and config.precision == "float64" else []
+    until, said, standing = config.train.until, list[str](), list[Tried]()
+    for candidate in (*solved, network):
+        if any(tried.limit <= (until or candidate.beyond) for tried in standing):
+            break
+        tried = Tried(candidate, _filled(config, candidate.choice))
+        if candidate is not network or standing:
+            tried, words = _try(tried, make)
+            said.append(f"{candidate.name}: {words}")
+        if candidate.goes_on or tried.limit <= (until or GOOD):
+            standing.append(tried)
+    best = min(reversed(standing), key=lambda tried: tried.limit)
+    return best.config, "\n  ".join([best.candidate.name, *(f"tried {line}" for line in said)]), best.state
+
+
+def _solved(problem: Any, linear: bool) -> list[Candidate]:
+    """What needs no training."""
+    m, d, time = len(problem.unknowns), len(problem.coordinates), marches(problem)
+    found = []
+
+    def features(name: str, width: int, beyond: float, **network: int) -> None:
+        train = {"method": "features", "steps": SOLVES}
+        points = {"interior": 4 * width, "boundary": max(width // 2, 200)}
+        choice = {"network": {"kind": "features", "width": width, **network}, "points": points, "train": train}
+        if comb(d + DEGREE, d) <= width:
+            found.append(
+                Candidate(f"{width} {name}", choice, beyond, lambda _, __, method, left: method == "next_slab" and left > HELD)
+            )
+
+    features("random features by least squares", min(MANY if linear and not time else FEW, MANY // m), inf)
+    if time:
+        features(f"random features in each of {SLABS} slabs of time", SLAB // m, CLOSE, slabs=SLABS)
+    if d in (2, 3) and not problem.coefficients and not problem.domain.periodic:
+        choice = {
+            "network": {"kind": "patches", "width": PATCHES // m},
+            "points": {"interior": 400, "boundary": 100},
+            "train": {"method": "patches"},
+        }
+
+        def used(run: Any, *_: Any) -> bool:
+            return len(run.trial.network.leaves) * run.trial.network.each * m >= PAUSE
+
+        found.append(Candidate("adaptive patches of random features", choice, GOOD, used, goes_on=True))
+    return found
+
+
+def _trained(problem: Any, linear: bool, narrow: bool) -> Candidate:
+    """A network trained by the natural gradient, as many residuals at each step whatever the number of unknowns is."""
+    boundary = min(2 * SIDE * len(problem.coordinates), BOUNDARY)
+    points = {"interior": (EVEN if linear else DRAWN) // len(problem.unknowns), "boundary": boundary, "resample": 1}
     train = [{"method": "natural_gradient", "steps": 300 if linear else 500}, {"method": "polish", "steps": 5}]
-    why = f"the natural gradient: the problem is {'linear' if linear else 'not linear'}, and the network small"
-    return _filled(config, {"points": points, "train": {"schedule": train}}), why, None
+    choice = {"points": points if linear else {**points, "draw": "residual"}, "train": {"schedule": train}}
+    name = f"the natural gradient, the problem being {'linear' if linear else 'not linear'} and the network small"
+    choice |= {"network": {"width": 30}} if narrow else {}
+    return Candidate(name, choice, HOPEFUL, lambda _, step, *__: step > STEPS, goes_on=True)
 
 
-def _try_features(
-    config: RunConfig, make: Callable[[RunConfig], Any], network: dict[str, int]
-) -> tuple[RunConfig, float, dict[str, Any] | None]:
-    """The config with such features; what its relative error is not above, or infinity; the state before its last step."""
-    width = network["width"]
-    points = {"interior": 4 * width, "boundary": max(width // 2, 200)}
-    tried = _filled(
-        config, {"network": {"kind": "features", **network}, "points": points, "train": {"method": "features", "steps": SOLVES}}
-    )
-    run, before, now = make(tried), None, None
-    for _ in run:
+def _try(tried: Tried, make: Callable[[RunConfig], Any]) -> tuple[Tried, str]:
+    """Run a candidate until it ends or pauses, and judge it: with its limit and its state; and that in words."""
+    train = tried.config.train.model_copy(update={"until": None})
+    run = make(tried.config.model_copy(update={"train": train}))
+    losses = run.task.losses(run.trial.acting, run.task.batch())
+    first = left = sum(run.task.weights[name] * float(loss) for name, loss in losses.items())
+    before, now = None, None
+    for step in run:
         before, now = now, deepcopy(run.course.state_dict())
-    return tried, estimated(run.trial, run.task).get("limit", inf), before
+        if not step.last and tried.candidate.pauses(run, step.index + 1, step.method, (left / first) ** 0.5):
+            break
+        left = step.loss
+    else:
+        now = before
+    found = estimated(run.trial, run.task)
+    words = (
+        "its error is {correction:.1g} as estimated, {limit:.1g} at most".format(**found) if "limit" in found else found["why"]
+    )
+    return tried._replace(limit=found.get("limit", inf), state=now), f"{words} ({run.seconds:.2g} s)"
 
 
 def _filled(config: RunConfig, choice: dict[str, Any]) -> RunConfig:
