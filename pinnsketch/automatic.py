@@ -2,15 +2,14 @@
 
 Candidates are tried, the cheapest first, and judged by the estimate of the error (`estimate.py`):
 
-1. random features by least squares: more of them where a problem is linear and steady;
-2. the same in slabs of time, as long as they hold what they must in each slab;
-3. patches that refine themselves, until so many output weights are in use;
-4. a trained network, for some steps of the natural gradient; without a rival it needs no trial.
+1. random features by least squares; then, in slabs of time, or more of them where a problem is linear and steady;
+2. patches that refine themselves, until so many output weights are in use;
+3. a trained network, for some steps of the natural gradient; without a rival it needs no trial.
 
-The first that is good enough is taken; how good that is depends on what the next one costs, unless `train.until` says it. Patches
-and the network are paused in time: where neither is good, the one with the least limit goes on. What is chosen is a config, whose run
-goes on where its trial stands: nothing is done twice, and the config alone does the same. What bounds a trial is a number of weights,
-points and steps, not seconds, so that the choice does not depend on how fast a machine is, or how busy.
+The first that is good enough is taken; how good that is depends on what the next one costs, unless `train.until` says it.
+Patches and the network are paused: where neither is good, the one with the least limit goes on. What is chosen is a config,
+whose run goes on where its trial stands: nothing is done twice, and the config alone does the same. What bounds a trial is a
+number of weights, points and steps, not seconds, so that the choice does not depend on how fast a machine is, or how busy.
 """
 
 from __future__ import annotations
@@ -25,15 +24,17 @@ from pinnsketch.estimate import estimated
 from pinnsketch.marching import marches
 from pinnsketch.methods.cyr2020_polish import last
 from pinnsketch.methods.least_squares import Weights
+from pinnsketch.problem import Problem
+from pinnsketch.train import Step
 
 GOOD, CLOSE, HOPEFUL = 1e-5, 1e-8, 1e-2
-"""Limits of the relative error: what is taken; where slabs are not tried; where no network is trained beside patches."""
-FEW, SLAB, MANY, SOLVES = 500, 1000, 2000, 30
-"""Features where equations are not linear or may be solved in slabs; in each of the slabs; output weights at most; solves."""
+"""Limits of the relative error: what is taken; where more features are not tried; where patches go on without a rival."""
+FEW, EACH, MANY, SOLVES = 500, 1000, 2000, 30
+"""Features that are tried at first, in each slab, and where a problem is linear and steady; solves in which they must do."""
 SLABS, HELD, DEGREE = 8, 1e-4, 4
-"""Slabs of time, what a slab must lower the residual to, and the degree of the polynomials that features must have room for."""
+"""Slabs of time, what each must lower the residual to, and a degree of polynomials that there must be enough features for."""
 PATCHES, PAUSE, STEPS = 16000, 2400, 40
-"""Output weights of patches, and those in use where they are judged; steps of the natural gradient after which it is."""
+"""Features of patches, those in use where they are judged, and the steps of the natural gradient after which it is."""
 EVEN, DRAWN, SIDE, BOUNDARY = 400, 800, 25, 400
 """Residuals inside at a step of the natural gradient, for linear problems and others; points of a side, and at most of all."""
 PRODUCTS = {"cpu": 2e10, "cuda": 2e12}
@@ -45,14 +46,14 @@ class Candidate(NamedTuple):
 
     Args:
         beyond: of the limits so far, all must be above this for it to be tried.
-        pauses: whether a trial ends, by its run, the next step's number and method, and what is left of the residual.
+        pauses: whether a trial ends, by its run, the step, and what was left of the residual before it.
         goes_on: it is paused there, to be judged; else it has failed.
     """
 
     name: str
     choice: dict[str, Any]
     beyond: float
-    pauses: Callable[[Any, int, str, float], bool]
+    pauses: Callable[[Any, Step, float], bool]
     goes_on: bool = False
 
 
@@ -103,38 +104,48 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
     return best.config, "\n  ".join([best.candidate.name, *(f"tried {line}" for line in said)]), best.state
 
 
-def _solved(problem: Any, linear: bool) -> list[Candidate]:
-    """What needs no training."""
-    m, d, time = len(problem.unknowns), len(problem.coordinates), marches(problem)
-    found = []
+def _solved(problem: Problem, linear: bool) -> list[Candidate]:
+    """What needs no training; there are fewer features where they have several unknowns."""
+    m, d, found = len(problem.unknowns), len(problem.coordinates), list[Candidate]()
 
-    def features(name: str, width: int, beyond: float, **network: int) -> None:
-        train = {"method": "features", "steps": SOLVES}
+    def features(width: int, name: str, beyond: float, **network: int) -> None:
+        width = min(width, MANY // m)
         points = {"interior": 4 * width, "boundary": max(width // 2, 200)}
-        choice = {"network": {"kind": "features", "width": width, **network}, "points": points, "train": train}
+        network = {"kind": "features", "width": width, **network}
+        choice = {"network": network, "points": points, "train": {"method": "features", "steps": SOLVES}}
         if comb(d + DEGREE, d) <= width:
-            found.append(
-                Candidate(f"{width} {name}", choice, beyond, lambda _, __, method, left: method == "next_slab" and left > HELD)
-            )
+            found.append(Candidate(f"{width} random features{name}, by least squares", choice, beyond, _left_a_slab))
 
-    features("random features by least squares", min(MANY if linear and not time else FEW, MANY // m), inf)
-    if time:
-        features(f"random features in each of {SLABS} slabs of time", SLAB // m, CLOSE, slabs=SLABS)
+    features(FEW, "", inf)
+    if marches(problem):
+        features(EACH, f" in each of {SLABS} slabs of time", CLOSE, slabs=SLABS)
+    elif linear:
+        features(MANY, "", CLOSE)
     if d in (2, 3) and not problem.coefficients and not problem.domain.periodic:
         choice = {
             "network": {"kind": "patches", "width": PATCHES // m},
             "points": {"interior": 400, "boundary": 100},
             "train": {"method": "patches"},
         }
-
-        def used(run: Any, *_: Any) -> bool:
-            return len(run.trial.network.leaves) * run.trial.network.each * m >= PAUSE
-
-        found.append(Candidate("adaptive patches of random features", choice, GOOD, used, goes_on=True))
+        name = "random features in adaptive patches, by least squares"
+        found.append(Candidate(name, choice, GOOD, _uses_patches, goes_on=True))
     return found
 
 
-def _trained(problem: Any, linear: bool, narrow: bool) -> Candidate:
+def _left_a_slab(run: Any, step: Step, left: float) -> bool:
+    return step.method == "next_slab" and left > HELD
+
+
+def _uses_patches(run: Any, step: Step, left: float) -> bool:
+    network = run.trial.network
+    return len(network.leaves) * network.each * len(run.problem.unknowns) >= PAUSE
+
+
+def _has_begun(run: Any, step: Step, left: float) -> bool:
+    return step.index >= STEPS
+
+
+def _trained(problem: Problem, linear: bool, narrow: bool) -> Candidate:
     """A network trained by the natural gradient, as many residuals at each step whatever the number of unknowns is."""
     boundary = min(2 * SIDE * len(problem.coordinates), BOUNDARY)
     points = {"interior": (EVEN if linear else DRAWN) // len(problem.unknowns), "boundary": boundary, "resample": 1}
@@ -142,7 +153,7 @@ def _trained(problem: Any, linear: bool, narrow: bool) -> Candidate:
     choice = {"points": points if linear else {**points, "draw": "residual"}, "train": {"schedule": train}}
     name = f"the natural gradient, the problem being {'linear' if linear else 'not linear'} and the network small"
     choice |= {"network": {"width": 30}} if narrow else {}
-    return Candidate(name, choice, HOPEFUL, lambda _, step, *__: step > STEPS, goes_on=True)
+    return Candidate(name, choice, HOPEFUL, _has_begun, goes_on=True)
 
 
 def _try(tried: Tried, make: Callable[[RunConfig], Any]) -> tuple[Tried, str]:
@@ -150,11 +161,11 @@ def _try(tried: Tried, make: Callable[[RunConfig], Any]) -> tuple[Tried, str]:
     train = tried.config.train.model_copy(update={"until": None})
     run = make(tried.config.model_copy(update={"train": train}))
     losses = run.task.losses(run.trial.acting, run.task.batch())
-    first = left = sum(run.task.weights[name] * float(loss) for name, loss in losses.items())
+    first = left = sum(run.task.weights[name] * loss.item() for name, loss in losses.items())
     before, now = None, None
     for step in run:
         before, now = now, deepcopy(run.course.state_dict())
-        if not step.last and tried.candidate.pauses(run, step.index + 1, step.method, (left / first) ** 0.5):
+        if not step.last and tried.candidate.pauses(run, step, (left / first) ** 0.5):
             break
         left = step.loss
     else:
