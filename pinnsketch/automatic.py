@@ -28,11 +28,12 @@ from pinnsketch.problem import Problem
 from pinnsketch.train import Step
 
 GOOD, CLOSE, HOPEFUL = 1e-5, 1e-8, 1e-2
-"""Limits of the relative error: what is taken; where more features are not tried; where patches go on without a rival."""
+"""Limits of the relative error: up to which features are taken; above which slabs, or more of them, are tried; and above which
+more have no chance, since twice as many along each of two coordinates square it at best, and patches have a rival."""
 FEW, EACH, MANY, SOLVES = 500, 1000, 2000, 30
-"""Features that are tried at first, in each slab, and where a problem is linear and steady; solves in which they must do."""
-SLABS, HELD, DEGREE = 8, 1e-4, 4
-"""Slabs of time, what each must lower the residual to, and a degree of polynomials that there must be enough features for."""
+"""Features that are tried of any problem; of a linear one, in each slab or else without; and solves in which they must do."""
+SLABS, DEGREE = 8, 4
+"""Slabs of time; the degree of polynomials in all coordinates that there must be enough features for."""
 PATCHES, PAUSE, STEPS = 16000, 2400, 40
 """Features of patches, those in use where they are judged, and the steps of the natural gradient after which it is."""
 EVEN, DRAWN, SIDE, BOUNDARY = 400, 800, 25, 400
@@ -45,7 +46,8 @@ class Candidate(NamedTuple):
     """Choices for a config: what they are called, and whether they are worth a trial.
 
     Args:
-        beyond: of the limits so far, all must be above this for it to be tried.
+        beyond: no limit so far must be good and within this for it to be tried.
+        within: some limit so far must be within this.
         pauses: whether a trial ends, by its run, the step, and what was left of the residual before it.
         goes_on: it is paused there, to be judged; else it has failed.
     """
@@ -53,6 +55,7 @@ class Candidate(NamedTuple):
     name: str
     choice: dict[str, Any]
     beyond: float
+    within: float
     pauses: Callable[[Any, Step, float], bool]
     goes_on: bool = False
 
@@ -81,7 +84,8 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
     batch, parameters = task.batch(), [p for p in trial.parameters() if p.requires_grad]
     linear = not trial.raw and Weights(task, trial, [*last(trial.network).parameters()]).affine(batch)
     network = _trained(task.problem, linear, free and trial.device.type == "cpu")
-    points, m = _filled(config, network.choice).points, len(task.problem.unknowns)
+    m, points = len(task.problem.unknowns), config.points
+    points = PointsConfig(**network.choice["points"]) if points == PointsConfig() else points
     size, mixed = sum(p.numel() for p in parameters), config.precision == "mixed"
     large = (m * (points.interior + points.boundary)) ** 2 * size > PRODUCTS[trial.device.type]
     if mixed or large or not task.gives_rows(trial, batch, parameters):
@@ -90,59 +94,55 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
         train = [{"method": "adam", "steps": 500}, {"method": "lbfgs", "steps": 2000}]
         return _filled(config, {"train": {"schedule": train}}), f"Adam and L-BFGS: {why}", None
     solved = _solved(task.problem, linear) if free and config.precision == "float64" else []
-    until, said, standing = config.train.until, list[str](), list[Tried]()
+    until, said, limits, standing = config.train.until, list[str](), [inf], list[Tried]()
     for candidate in (*solved, network):
         if any(tried.limit <= (until or candidate.beyond) for tried in standing):
             break
+        if min(limits) > candidate.within:
+            continue
         tried = Tried(candidate, _filled(config, candidate.choice))
         if candidate is not network or standing:
             tried, words = _try(tried, make)
-            said.append(f"{candidate.name}: {words}")
+            said.append(f"tried {candidate.name}: {words}")
+            limits.append(tried.limit)
         if candidate.goes_on or tried.limit <= (until or GOOD):
             standing.append(tried)
     best = min(reversed(standing), key=lambda tried: tried.limit)
-    return best.config, "\n  ".join([best.candidate.name, *(f"tried {line}" for line in said)]), best.state
+    return best.config, "\n  ".join([best.candidate.name, *said]), best.state
 
 
 def _solved(problem: Problem, linear: bool) -> list[Candidate]:
     """What needs no training; there are fewer features where they have several unknowns."""
     m, d, found = len(problem.unknowns), len(problem.coordinates), list[Candidate]()
 
-    def features(width: int, name: str, beyond: float, **network: int) -> None:
+    def features(width: int, beyond: float, within: float = inf, **slabs: int) -> None:
         width = min(width, MANY // m)
-        points = {"interior": 4 * width, "boundary": max(width // 2, 200)}
-        network = {"kind": "features", "width": width, **network}
-        choice = {"network": network, "points": points, "train": {"method": "features", "steps": SOLVES}}
+        choice = {
+            "network": {"kind": "features", "width": width, **slabs},
+            "points": {"interior": 4 * width, "boundary": max(width // 2, 200)},
+            "train": {"method": "features", "steps": SOLVES},
+        }
+        name = f"random features by least squares, {width}" + (f" in each of {SLABS} slabs of time" if slabs else "")
         if comb(d + DEGREE, d) <= width:
-            found.append(Candidate(f"{width} random features{name}, by least squares", choice, beyond, _left_a_slab))
+            found.append(Candidate(name, choice, beyond, within, lambda _, s, left: s.method == "next_slab" and left > GOOD))
 
-    features(FEW, "", inf)
+    features(FEW, inf)
     if marches(problem):
-        features(EACH, f" in each of {SLABS} slabs of time", CLOSE, slabs=SLABS)
+        features(EACH if linear else FEW, CLOSE, slabs=SLABS)
     elif linear:
-        features(MANY, "", CLOSE)
+        features(MANY, CLOSE, HOPEFUL)
     if d in (2, 3) and not problem.coefficients and not problem.domain.periodic:
         choice = {
             "network": {"kind": "patches", "width": PATCHES // m},
             "points": {"interior": 400, "boundary": 100},
             "train": {"method": "patches"},
         }
-        name = "random features in adaptive patches, by least squares"
-        found.append(Candidate(name, choice, GOOD, _uses_patches, goes_on=True))
+
+        def used(run: Any, *_: Any) -> bool:
+            return m * run.trial.network.each * len(run.trial.network.leaves) >= PAUSE
+
+        found.append(Candidate("adaptive patches of random features", choice, GOOD, inf, used, goes_on=True))
     return found
-
-
-def _left_a_slab(run: Any, step: Step, left: float) -> bool:
-    return step.method == "next_slab" and left > HELD
-
-
-def _uses_patches(run: Any, step: Step, left: float) -> bool:
-    network = run.trial.network
-    return len(network.leaves) * network.each * len(run.problem.unknowns) >= PAUSE
-
-
-def _has_begun(run: Any, step: Step, left: float) -> bool:
-    return step.index >= STEPS
 
 
 def _trained(problem: Problem, linear: bool, narrow: bool) -> Candidate:
@@ -153,7 +153,7 @@ def _trained(problem: Problem, linear: bool, narrow: bool) -> Candidate:
     choice = {"points": points if linear else {**points, "draw": "residual"}, "train": {"schedule": train}}
     name = f"the natural gradient, the problem being {'linear' if linear else 'not linear'} and the network small"
     choice |= {"network": {"width": 30}} if narrow else {}
-    return Candidate(name, choice, HOPEFUL, _has_begun, goes_on=True)
+    return Candidate(name, choice, HOPEFUL, inf, lambda _, step, left: step.index >= STEPS, goes_on=True)
 
 
 def _try(tried: Tried, make: Callable[[RunConfig], Any]) -> tuple[Tried, str]:
@@ -165,16 +165,15 @@ def _try(tried: Tried, make: Callable[[RunConfig], Any]) -> tuple[Tried, str]:
     before, now = None, None
     for step in run:
         before, now = now, deepcopy(run.course.state_dict())
-        if not step.last and tried.candidate.pauses(run, step, (left / first) ** 0.5):
+        if not step.last and tried.candidate.pauses(run, step, (left / first) ** 0.5 if first else 0.0):
             break
         left = step.loss
     else:
         now = before
     found = estimated(run.trial, run.task)
-    words = (
-        "its error is {correction:.1g} as estimated, {limit:.1g} at most".format(**found) if "limit" in found else found["why"]
-    )
-    return tried._replace(limit=found.get("limit", inf), state=now), f"{words} ({run.seconds:.2g} s)"
+    limit = min(inf, found.get("limit", inf))  # in this order: no number is no limit
+    words = found.get("why") or f"its error is {found['correction']:.1g} as estimated, {limit:.1g} at most"
+    return tried._replace(limit=limit, state=now), f"{words} ({run.seconds:.2g} s)"
 
 
 def _filled(config: RunConfig, choice: dict[str, Any]) -> RunConfig:
