@@ -30,8 +30,10 @@ from pinnsketch.train import Step
 GOOD, CLOSE, HOPEFUL = 1e-5, 1e-8, 1e-2
 """Limits of the relative error: up to which features are taken; above which slabs, or more of them, are tried; and above which
 more have no chance, since twice as many along each of two coordinates square it at best, and patches have a rival."""
-FEW, EACH, MANY, SOLVES = 500, 1000, 2000, 30
-"""Features that are tried of any problem; of a linear one, in each slab or else without; and solves in which they must do."""
+FEW, EACH, SOLVES = 500, 1000, 30
+"""Features that are tried at first, and in each slab; and solves in which they must do."""
+MANY, UNSURE = 2000, 750
+"""Output weights of features at most; and where the problem is not linear and fewer have not shown that they are worth it."""
 SLABS, DEGREE = 8, 4
 """Slabs of time; the degree of polynomials in all coordinates that there must be enough features for."""
 PATCHES, PAUSE, STEPS = 16000, 2400, 40
@@ -112,11 +114,11 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
 
 
 def _solved(problem: Problem, linear: bool) -> list[Candidate]:
-    """What needs no training; there are fewer features where they have several unknowns."""
+    """What needs no training; features are fewer where each has weights for several unknowns."""
     m, d, found = len(problem.unknowns), len(problem.coordinates), list[Candidate]()
+    few = (MANY if linear else UNSURE) // m
 
     def features(width: int, beyond: float, within: float = inf, **slabs: int) -> None:
-        width = min(width, MANY // m)
         choice = {
             "network": {"kind": "features", "width": width, **slabs},
             "points": {"interior": 4 * width, "boundary": max(width // 2, 200)},
@@ -126,11 +128,11 @@ def _solved(problem: Problem, linear: bool) -> list[Candidate]:
         if comb(d + DEGREE, d) <= width:
             found.append(Candidate(name, choice, beyond, within, lambda _, s, left: s.method == "next_slab" and left > GOOD))
 
-    features(FEW, inf)
+    features(min(FEW, few), inf)
     if marches(problem):
-        features(EACH if linear else FEW, CLOSE, slabs=SLABS)
-    elif linear:
-        features(MANY, CLOSE, HOPEFUL)
+        features(min(EACH, few), CLOSE, slabs=SLABS)
+    else:
+        features(MANY // m, CLOSE, HOPEFUL)
     if d in (2, 3) and not problem.coefficients and not problem.domain.periodic:
         choice = {
             "network": {"kind": "patches", "width": PATCHES // m},
