@@ -62,15 +62,6 @@ class Candidate(NamedTuple):
     goes_on: bool = False
 
 
-class Tried(NamedTuple):
-    """A candidate with what is known of its error, and where its run goes on."""
-
-    candidate: Candidate
-    config: RunConfig
-    limit: float = inf
-    state: dict[str, Any] | None = None
-
-
 def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tuple[RunConfig, str, dict[str, Any] | None]:
     """A config with a schedule of methods in place of `auto`; what was chosen, and what tried; where its run may begin.
 
@@ -84,33 +75,34 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
     run = make(_filled(config, {"train": {"method": "adam", "steps": 1}}))
     task, trial, free = run.task, run.trial.acting, not own and config.network == NetworkConfig()
     batch, parameters = task.batch(), [p for p in trial.parameters() if p.requires_grad]
-    linear = not trial.raw and Weights(task, trial, [*last(trial.network).parameters()]).affine(batch)
+    mixed = config.precision == "mixed"
+    each = not mixed and task.gives_rows(trial, batch, parameters)
+    linear = each and not trial.raw and Weights(task, trial, [*last(trial.network).parameters()]).affine(batch)
     network = _trained(task.problem, linear, free and trial.device.type == "cpu")
-    m, points = len(task.problem.unknowns), config.points
-    points = PointsConfig(**network.choice["points"]) if points == PointsConfig() else points
-    size, mixed = sum(p.numel() for p in parameters), config.precision == "mixed"
-    large = (m * (points.interior + points.boundary)) ** 2 * size > PRODUCTS[trial.device.type]
-    if mixed or large or not task.gives_rows(trial, batch, parameters):
-        why = f"there are {size:,} parameters" if large else "residuals give no Jacobian row for each point, or slowly"
+    points = config.points if config.points != PointsConfig() else PointsConfig(**network.choice["points"])
+    size, rows = sum(p.numel() for p in parameters), len(task.problem.unknowns) * (points.interior + points.boundary)
+    if not each or size * rows * min(size, rows) > PRODUCTS[trial.device.type]:
+        why = f"there are {size:,} parameters" if each else "residuals give no Jacobian row for each point, or slowly"
         why = "others need one precision throughout" if mixed else why
         train = [{"method": "adam", "steps": 500}, {"method": "lbfgs", "steps": 2000}]
         return _filled(config, {"train": {"schedule": train}}), f"Adam and L-BFGS: {why}", None
     solved = _solved(task.problem, linear) if free and config.precision == "float64" else []
-    until, said, limits, standing = config.train.until, list[str](), [inf], list[Tried]()
+    until, said, limits = config.train.until, list[str](), [inf]
+    standing = list[tuple[float, Candidate, dict[str, Any] | None]]()
     for candidate in (*solved, network):
-        if any(tried.limit <= (until or candidate.beyond) for tried in standing):
+        if any(limit <= (until or candidate.beyond) for limit, *_ in standing):
             break
         if min(limits) > candidate.within:
             continue
-        tried = Tried(candidate, _filled(config, candidate.choice))
+        limit, state = inf, None
         if candidate is not network or standing:
-            tried, words = _try(tried, make)
+            limit, state, words = _try(_filled(config, candidate.choice), candidate, make)
             said.append(f"tried {candidate.name}: {words}")
-            limits.append(tried.limit)
-        if candidate.goes_on or tried.limit <= (until or GOOD):
-            standing.append(tried)
-    best = min(reversed(standing), key=lambda tried: tried.limit)
-    return best.config, "\n  ".join([best.candidate.name, *said]), best.state
+            limits.append(limit)
+        if candidate.goes_on or limit <= (until or GOOD):
+            standing.append((limit, candidate, state))
+    _, best, state = min(reversed(standing), key=lambda tried: tried[0])
+    return _filled(config, best.choice), "\n  ".join([best.name, *said]), state
 
 
 def _solved(problem: Problem, linear: bool) -> list[Candidate]:
@@ -133,7 +125,7 @@ def _solved(problem: Problem, linear: bool) -> list[Candidate]:
         features(min(EACH, few), CLOSE, slabs=SLABS)
     else:
         features(MANY // m, CLOSE, HOPEFUL)
-    if d in (2, 3) and not problem.coefficients and not problem.domain.periodic:
+    if d == 2 and not problem.coefficients and not problem.domain.periodic:
         choice = {
             "network": {"kind": "patches", "width": PATCHES // m},
             "points": {"interior": 400, "boundary": 100},
@@ -158,16 +150,15 @@ def _trained(problem: Problem, linear: bool, narrow: bool) -> Candidate:
     return Candidate(name, choice, HOPEFUL, inf, lambda _, step, left: step.index >= STEPS, goes_on=True)
 
 
-def _try(tried: Tried, make: Callable[[RunConfig], Any]) -> tuple[Tried, str]:
-    """Run a candidate until it ends or pauses, and judge it: with its limit and its state; and that in words."""
-    train = tried.config.train.model_copy(update={"until": None})
-    run = make(tried.config.model_copy(update={"train": train}))
+def _try(config: RunConfig, candidate: Candidate, make: Callable[[RunConfig], Any]) -> tuple[float, dict[str, Any] | None, str]:
+    """Run a candidate until it ends or pauses, and judge it: its limit, the state from which it goes on, and what to say."""
+    run = make(config.model_copy(update={"train": config.train.model_copy(update={"until": None})}))
     losses = run.task.losses(run.trial.acting, run.task.batch())
     first = left = sum(run.task.weights[name] * loss.item() for name, loss in losses.items())
     before, now = None, None
     for step in run:
         before, now = now, deepcopy(run.course.state_dict())
-        if not step.last and tried.candidate.pauses(run, step, (left / first) ** 0.5 if first else 0.0):
+        if not step.last and candidate.pauses(run, step, (left / first) ** 0.5 if first else 0.0):
             break
         left = step.loss
     else:
@@ -175,20 +166,14 @@ def _try(tried: Tried, make: Callable[[RunConfig], Any]) -> tuple[Tried, str]:
     found = estimated(run.trial, run.task)
     limit = min(inf, found.get("limit", inf))  # in this order: no number is no limit
     words = found.get("why") or f"its error is {found['correction']:.1g} as estimated, {limit:.1g} at most"
-    return tried._replace(limit=limit, state=now), f"{words} ({run.seconds:.2g} s)"
+    return limit, now, f"{words} ({run.seconds:.2g} s)"
 
 
 def _filled(config: RunConfig, choice: dict[str, Any]) -> RunConfig:
     """The config with a choice wherever it says nothing else."""
     given = config.model_dump()
     train = {key: value for key, value in given["train"].items() if key != "schedule"}
-    network = choice.get("network") if config.network == NetworkConfig() else None
-    points = choice.get("points") if config.points == PointsConfig() else None
-    return make_config(
-        {
-            **given,
-            "network": network or given["network"],
-            "points": {**given["points"], **(points or {})},
-            "train": {**train, **choice["train"]},
-        }
-    )
+    network = choice.get("network", {}) if config.network == NetworkConfig() else {}
+    points = choice.get("points", {}) if config.points == PointsConfig() else {}
+    chosen = {"points": {**given["points"], **points}, "train": {**train, **choice["train"]}}
+    return make_config({**given, **chosen, "network": network or given["network"]})

@@ -23,11 +23,11 @@ def chosen(problem, monkeypatch, limits=(), own=None, **given):
     """The choice where candidates have these limits of their error by kind, `slabs` among them, others 1; what was tried."""
     tried = []
 
-    def attempt(candidate, make):
-        network = candidate.config.network
+    def attempt(config, candidate, make):
+        network = config.network
         tried.append((network.kind, network.width) + ((network.slabs,) if network.slabs != 1 else ()))
         limit = dict(limits).get("slabs" if network.slabs != 1 else network.kind, 1.0)
-        return candidate._replace(limit=limit, state={"of": network.kind}), f"at most {limit:g}"
+        return limit, {"of": network.kind}, f"at most {limit:g}"
 
     monkeypatch.setattr("pinnsketch.automatic._try", attempt)
     config = make_config({"problem": "x.py", "monitor": False, "device": "cpu", **given})
