@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pinnsketch import Box, Problem, Term, solve
-from pinnsketch.automatic import choose
+from pinnsketch.automatic import PRODUCTS, choose
 from pinnsketch.config import make_config, read_config
 from pinnsketch.library import find_problem, load_problem
 from pinnsketch.patches import Patches
@@ -164,6 +164,9 @@ def test_large_networks_and_residuals_without_rows_are_trained_by_first_order_me
     found, why, *_ = chosen(shipped("heat"), monkeypatch, network={"width": 200})
     assert methods(found) == ["adam", "lbfgs"]
     assert "121,401 parameters" in why
+    with monkeypatch.context() as faster:
+        faster.setattr("pinnsketch.automatic.PRODUCTS", {"cpu": PRODUCTS["cuda"]})
+        assert methods(chosen(shipped("heat"), faster, network={"width": 200})[0]) == ["natural_gradient", "polish"]
     found, why, *_ = chosen(shipped("heat"), monkeypatch, precision="mixed")
     assert methods(found) == ["adam", "lbfgs"]
     assert "one precision" in why
