@@ -31,7 +31,7 @@ GOOD, CLOSE, HOPEFUL = 1e-5, 1e-8, 1e-2
 """Limits of the relative error: up to which features are taken; above which slabs, or more of them, are tried; and above which
 more have no chance, since twice as many along each of two coordinates square it at best, and patches have a rival."""
 FEW, EACH, SOLVES = 500, 1000, 30
-"""Features that are tried at first, and in each slab; and solves in which they must do."""
+"""Features that are tried at first, half as many where equations are not linear; in each slab; solves in which they must do."""
 MANY, UNSURE = 2000, 750
 """Output weights of features at most; and where the problem is not linear and fewer have not shown that they are worth it."""
 SLABS, DEGREE = 8, 4
@@ -108,7 +108,7 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
 def _solved(problem: Problem, linear: bool) -> list[Candidate]:
     """What needs no training; features are fewer where each has weights for several unknowns."""
     m, d, found = len(problem.unknowns), len(problem.coordinates), list[Candidate]()
-    few = (MANY if linear else UNSURE) // m
+    few, most = (FEW, MANY) if linear else (FEW // 2, UNSURE)
 
     def features(width: int, beyond: float, within: float = inf, **slabs: int) -> None:
         choice = {
@@ -120,9 +120,9 @@ def _solved(problem: Problem, linear: bool) -> list[Candidate]:
         if comb(d + DEGREE, d) <= width:
             found.append(Candidate(name, choice, beyond, within, lambda _, s, left: s.method == "next_slab" and left > GOOD))
 
-    features(min(FEW, few), inf)
+    features(min(few, most // m), inf)
     if marches(problem):
-        features(min(EACH, few), CLOSE, slabs=SLABS)
+        features(min(EACH, most // m), CLOSE, slabs=SLABS)
     else:
         features(MANY // m, CLOSE, HOPEFUL)
     if d == 2 and not problem.coefficients and not problem.domain.periodic:

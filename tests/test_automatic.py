@@ -92,8 +92,8 @@ def test_what_goes_on_does_so_where_its_trial_was_paused(best, begins, monkeypat
     ("name", "draw", "tries"),
     [
         ("poisson_nd", "even", [("features", 500)]),
-        ("allen_cahn", "residual", [("features", 500), ("features", 750, 8)]),
-        ("inverse_diffusivity", "residual", [("features", 500)]),
+        ("allen_cahn", "residual", [("features", 250), ("features", 750, 8)]),
+        ("inverse_diffusivity", "residual", [("features", 250)]),
     ],
 )
 def test_where_nothing_that_was_solved_for_does_a_network_is_trained(name, draw, tries, monkeypatch):
@@ -108,6 +108,7 @@ def test_where_nothing_that_was_solved_for_does_a_network_is_trained(name, draw,
 
 FIRST = {
     "features": ("features", 500),
+    "half": ("features", 250),
     "more": ("features", 2000),
     "slabs": ("features", 1000, 8),
     "fewer": ("features", 750, 8),
@@ -125,9 +126,9 @@ FIRST = {
         ("heat", {"features": 1e-7, "slabs": 1e-10}, ["features", "slabs"], "slabs", {}),
         ("heat", {"features": 1e-7, "slabs": 1e-4}, ["features", "slabs"], "features", {}),
         ("heat", {"features": 1e-3, "slabs": inf, "patches": 1e-4}, ["features", "slabs", "patches"], "patches", {}),
-        ("burgers", {"features": 1e-3, "patches": 0.2, "mlp": 0.4}, ["features", "fewer", "patches", "mlp"], "patches", {}),
-        ("burgers", {"features": 1e-3, "patches": 0.2, "mlp": 0.1}, ["features", "fewer", "patches", "mlp"], "mlp", {}),
-        ("burgers", {"patches": inf, "mlp": inf}, ["features", "fewer", "patches", "mlp"], "mlp", {}),
+        ("burgers", {"features": 1e-3, "patches": 0.2, "mlp": 0.4}, ["half", "fewer", "patches", "mlp"], "patches", {}),
+        ("burgers", {"features": 1e-3, "patches": 0.2, "mlp": 0.1}, ["half", "fewer", "patches", "mlp"], "mlp", {}),
+        ("burgers", {"patches": inf, "mlp": inf}, ["half", "fewer", "patches", "mlp"], "mlp", {}),
         ("heat", {"features": 1e-3}, ["features"], "features", {"train": {"until": 1e-2}}),
         ("heat", {"features": 1e-9, "slabs": 1e-13}, ["features", "slabs"], "slabs", {"train": {"until": 1e-12}}),
     ],
