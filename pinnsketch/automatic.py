@@ -32,7 +32,7 @@ GOOD, CLOSE, HOPEFUL = 1e-5, 1e-8, 1e-2
 more have no chance, since twice as many along each of two coordinates square it at best, and patches have a rival."""
 FEW, EACH, SOLVES = 500, 1000, 30
 """Features that are tried at first, half as many where equations are not linear; in each slab; solves in which they must do."""
-MANY, UNSURE = 2000, 750
+MANY, UNSURE = 2000, 500
 """Output weights of features at most; and where the problem is not linear and fewer have not shown that they are worth it."""
 SLABS, DEGREE = 8, 4
 """Slabs of time; the degree of polynomials in all coordinates that there must be enough features for."""

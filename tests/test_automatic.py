@@ -92,7 +92,7 @@ def test_what_goes_on_does_so_where_its_trial_was_paused(best, begins, monkeypat
     ("name", "draw", "tries"),
     [
         ("poisson_nd", "even", [("features", 500)]),
-        ("allen_cahn", "residual", [("features", 250), ("features", 750, 8)]),
+        ("allen_cahn", "residual", [("features", 250), ("features", 500, 8)]),
         ("inverse_diffusivity", "residual", [("features", 250)]),
     ],
 )
@@ -111,7 +111,7 @@ FIRST = {
     "half": ("features", 250),
     "more": ("features", 2000),
     "slabs": ("features", 1000, 8),
-    "fewer": ("features", 750, 8),
+    "fewer": ("features", 500, 8),
     "patches": ("patches", 16000),
     "mlp": ("mlp", 30),
 }
@@ -146,8 +146,8 @@ def test_the_first_that_is_good_enough_is_taken_else_the_best_of_those_that_go_o
 
 def test_several_unknowns_have_as_many_weights_and_residuals_as_one(monkeypatch):
     _, _, tried, _ = chosen(shipped("kovasznay"), monkeypatch)
-    assert tried == [("features", 250), ("patches", 5333), ("mlp", 30)]
-    assert chosen(shipped("kovasznay"), monkeypatch, {"features": 1e-3})[2][:2] == [("features", 250), ("features", 666)]
+    assert tried == [("features", 166), ("patches", 5333), ("mlp", 30)]
+    assert chosen(shipped("kovasznay"), monkeypatch, {"features": 1e-3})[2][:2] == [("features", 166), ("features", 666)]
     found, *_ = chosen(shipped("kovasznay"), monkeypatch, {"mlp": 0.1})
     assert found.points.interior == 800 // 3
 
