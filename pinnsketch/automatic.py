@@ -1,92 +1,179 @@
-"""Which network, points and method, where the user leaves that open: what is tried first is what needs no training.
+"""Which network, points and method, where the user leaves that open.
 
-Random features by least squares are tried as a run of their own, and are taken where the estimate of the error (`estimate.py`)
-says that they solve the problem. Otherwise a network is trained: by the natural gradient, at more points and drawn by their
-residuals where these are not affine in the last layer, since solutions may be sharp there; and by Adam and L-BFGS where it is
-large, or where residuals have no Jacobian row for each point. What the user has set is left as it is.
+Candidates are tried, the cheapest first, and judged by the estimate of the error (`estimate.py`):
+
+1. random features by least squares; then, in slabs of time, or more of them where a problem is linear and steady;
+2. patches that refine themselves, until so many output weights are in use;
+3. a trained network, for some steps of the natural gradient; without a rival it needs no trial.
+
+The first that is good enough is taken; how good that is depends on what the next one costs, unless `train.until` says it.
+Patches and the network are paused: where neither is good, the one with the least limit goes on. What is chosen is a config,
+whose run goes on where its trial stands: nothing is done twice, and the config alone does the same. What bounds a trial is a
+number of weights, points and steps, not seconds, so that the choice does not depend on how fast a machine is, or how busy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from math import inf
-from typing import Any
+from math import comb, inf
+from typing import Any, NamedTuple
 
 from pinnsketch.config import NetworkConfig, PointsConfig, RunConfig, make_config
 from pinnsketch.estimate import estimated
-from pinnsketch.marching import time_of
+from pinnsketch.marching import marches
 from pinnsketch.methods.cyr2020_polish import last
 from pinnsketch.methods.least_squares import Weights
+from pinnsketch.problem import Problem
+from pinnsketch.train import Step
 
-GOOD = 1e-5
-"""Features are taken where the relative error is not above this."""
-SMALL = 20_000
-"""Parameters up to which a step may cost what Gauss-Newton steps cost."""
-FEW, MARCHED, MANY, SOLVES = {"width": 500}, {"width": 1000, "slabs": 8}, {"width": 2000}, 12
-"""Features that are tried: the first at any problem, the others where a solve is linear; and solves in which they must do."""
-EVEN, DRAWN, SIDE = {"interior": 400}, {"interior": 800, "draw": "residual"}, 25
-"""Points of the natural gradient, for linear problems and for others, and for each side that a box of the dimension has."""
+GOOD, CLOSE, HOPEFUL = 1e-5, 1e-8, 1e-2
+"""Limits of the relative error: up to which features are taken; above which slabs, or more of them, are tried; and above which
+more have no chance, since twice as many along each of two coordinates square it at best, and patches have a rival."""
+FEW, EACH, SOLVES = 500, 1000, 30
+"""Features that are tried at first, half as many where equations are not linear; in each slab; solves in which they must do."""
+MANY, UNSURE = 2000, 500
+"""Output weights of features at most; and where the problem is not linear and fewer have not shown that they are worth it."""
+SLABS, DEGREE = 8, 4
+"""Slabs of time; the degree of polynomials in all coordinates that there must be enough features for."""
+PATCHES, PAUSE, STEPS = 16000, 2400, 40
+"""Features of patches, those in use where they are judged, and the steps of the natural gradient after which it is."""
+EVEN, DRAWN, SIDE, BOUNDARY = 400, 800, 25, 400
+"""Residuals inside at a step of the natural gradient, for linear problems and others; points of a side, and at most of all."""
+PRODUCTS = {"cpu": 2e10, "cuda": 2e12}
+"""What a device multiplies in about a second, the longest that a step of the natural gradient may take."""
+
+
+class Candidate(NamedTuple):
+    """Choices for a config: what they are called, and whether they are worth a trial.
+
+    Args:
+        beyond: no limit so far must be good and within this for it to be tried.
+        within: some limit so far must be within this.
+        pauses: whether a trial ends, by its run, the step, and what was left of the residual before it.
+        goes_on: it is paused there, to be judged; else it has failed.
+    """
+
+    name: str
+    choice: dict[str, Any]
+    beyond: float
+    within: float
+    pauses: Callable[[Any, Step, float], bool]
+    goes_on: bool = False
 
 
 def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tuple[RunConfig, str, dict[str, Any] | None]:
-    """A config with a schedule of methods in place of `auto`; why that one, a sentence; and where its run may begin.
+    """A config with a schedule of methods in place of `auto`; what was chosen, and what tried; where its run may begin.
 
     Args:
         config: what the user gave.
         make: gives a run of a config that writes nothing and is not monitored.
         own: the network is one of the user's own.
 
-    Returns: the third is the state of a course one step before its end, where one has been run to the end already, or None.
+    Returns: the third is the state of a course that was paused, or ended, then one step before that; or None.
     """
     run = make(_filled(config, {"train": {"method": "adam", "steps": 1}}))
-    task, trial = run.task, run.trial.acting
+    task, trial, free = run.task, run.trial.acting, not own and config.network == NetworkConfig()
     batch, parameters = task.batch(), [p for p in trial.parameters() if p.requires_grad]
-    count = sum(p.numel() for p in parameters)
-    mixed, large = config.precision == "mixed", count > SMALL
-    if mixed or large or not task.gives_rows(trial, batch, parameters):
-        why = f"there are {count:,} parameters" if large else "residuals give no Jacobian row for each point, or slowly"
+    mixed = config.precision == "mixed"
+    each = not mixed and task.gives_rows(trial, batch, parameters)
+    linear = each and not trial.raw and Weights(task, trial, [*last(trial.network).parameters()]).affine(batch)
+    network = _trained(task.problem, linear, free and trial.device.type == "cpu")
+    points = config.points if config.points != PointsConfig() else PointsConfig(**network.choice["points"])
+    size, rows = sum(p.numel() for p in parameters), len(task.problem.unknowns) * (points.interior + points.boundary)
+    if not each or size * rows * min(size, rows) > PRODUCTS[trial.device.type]:
+        why = f"there are {size:,} parameters" if each else "residuals give no Jacobian row for each point, or slowly"
         why = "others need one precision throughout" if mixed else why
         train = [{"method": "adam", "steps": 500}, {"method": "lbfgs", "steps": 2000}]
         return _filled(config, {"train": {"schedule": train}}), f"Adam and L-BFGS: {why}", None
-    linear = not trial.raw and Weights(task, trial, [*last(trial.network).parameters()]).affine(batch)
-    if not own and config.network == NetworkConfig() and config.precision == "float64":
-        for network in [FEW, *([MARCHED] if time_of(task.problem) else []), MANY] if linear else [FEW]:
-            found, limit, state = _try_features(config, make, network)
-            if limit <= GOOD:
-                return found, f"random features by least squares: the error is estimated as {limit:.1g} at most", state
-    points = {**(EVEN if linear else DRAWN), "boundary": 2 * SIDE * len(task.problem.coordinates), "resample": 1}
+    solved = _solved(task.problem, linear) if free and config.precision == "float64" else []
+    until, said, limits = config.train.until, list[str](), [inf]
+    standing = list[tuple[float, Candidate, dict[str, Any] | None]]()
+    for candidate in (*solved, network):
+        if any(limit <= (until or candidate.beyond) for limit, *_ in standing):
+            break
+        if min(limits) > candidate.within:
+            continue
+        limit, state = inf, None
+        if candidate is not network or standing:
+            limit, state, words = _try(_filled(config, candidate.choice), candidate, make)
+            said.append(f"tried {candidate.name}: {words}")
+            limits.append(limit)
+        if candidate.goes_on or limit <= (until or GOOD):
+            standing.append((limit, candidate, state))
+    _, best, state = min(reversed(standing), key=lambda tried: tried[0])
+    return _filled(config, best.choice), "\n  ".join([best.name, *said]), state
+
+
+def _solved(problem: Problem, linear: bool) -> list[Candidate]:
+    """What needs no training; features are fewer where each has weights for several unknowns."""
+    m, d, found = len(problem.unknowns), len(problem.coordinates), list[Candidate]()
+    few, most = (FEW, MANY) if linear else (FEW // 2, UNSURE)
+
+    def features(width: int, beyond: float, within: float = inf, **slabs: int) -> None:
+        choice = {
+            "network": {"kind": "features", "width": width, **slabs},
+            "points": {"interior": 4 * width, "boundary": max(width // 2, 200)},
+            "train": {"method": "features", "steps": SOLVES},
+        }
+        name = f"random features by least squares, {width}" + (f" in each of {SLABS} slabs of time" if slabs else "")
+        if comb(d + DEGREE, d) <= width:
+            found.append(Candidate(name, choice, beyond, within, lambda _, s, left: s.method == "next_slab" and left > GOOD))
+
+    features(min(few, most // m), inf)
+    if marches(problem):
+        features(min(EACH, most // m), CLOSE, slabs=SLABS)
+    else:
+        features(MANY // m, CLOSE, HOPEFUL)
+    if d == 2 and not problem.coefficients and not problem.domain.periodic:
+        choice = {
+            "network": {"kind": "patches", "width": PATCHES // m},
+            "points": {"interior": 400, "boundary": 100},
+            "train": {"method": "patches"},
+        }
+
+        def used(run: Any, *_: Any) -> bool:
+            return m * run.trial.network.each * len(run.trial.network.leaves) >= PAUSE
+
+        found.append(Candidate("adaptive patches of random features", choice, GOOD, inf, used, goes_on=True))
+    return found
+
+
+def _trained(problem: Problem, linear: bool, narrow: bool) -> Candidate:
+    """A network trained by the natural gradient, as many residuals at each step whatever the number of unknowns is."""
+    boundary = min(2 * SIDE * len(problem.coordinates), BOUNDARY)
+    points = {"interior": (EVEN if linear else DRAWN) // len(problem.unknowns), "boundary": boundary, "resample": 1}
     train = [{"method": "natural_gradient", "steps": 300 if linear else 500}, {"method": "polish", "steps": 5}]
-    why = f"the natural gradient: the problem is {'linear' if linear else 'not linear'}, and the network small"
-    return _filled(config, {"points": points, "train": {"schedule": train}}), why, None
+    choice = {"points": points if linear else {**points, "draw": "residual"}, "train": {"schedule": train}}
+    name = f"the natural gradient, the problem being {'linear' if linear else 'not linear'} and the network small"
+    choice |= {"network": {"width": 30}} if narrow else {}
+    return Candidate(name, choice, HOPEFUL, inf, lambda _, step, left: step.index >= STEPS, goes_on=True)
 
 
-def _try_features(
-    config: RunConfig, make: Callable[[RunConfig], Any], network: dict[str, int]
-) -> tuple[RunConfig, float, dict[str, Any] | None]:
-    """The config with such features; what its relative error is not above, or infinity; the state before its last step."""
-    width = network["width"]
-    points = {"interior": 4 * width, "boundary": max(width // 2, 200)}
-    tried = _filled(
-        config, {"network": {"kind": "features", **network}, "points": points, "train": {"method": "features", "steps": SOLVES}}
-    )
-    run, before, now = make(tried), None, None
-    for _ in run:
+def _try(config: RunConfig, candidate: Candidate, make: Callable[[RunConfig], Any]) -> tuple[float, dict[str, Any] | None, str]:
+    """Run a candidate until it ends or pauses, and judge it: its limit, the state from which it goes on, and what to say."""
+    run = make(config.model_copy(update={"train": config.train.model_copy(update={"until": None})}))
+    losses = run.task.losses(run.trial.acting, run.task.batch())
+    first = left = sum(run.task.weights[name] * loss.item() for name, loss in losses.items())
+    before, now = None, None
+    for step in run:
         before, now = now, deepcopy(run.course.state_dict())
-    return tried, estimated(run.trial, run.task).get("limit", inf), before
+        if not step.last and candidate.pauses(run, step, (left / first) ** 0.5 if first else 0.0):
+            break
+        left = step.loss
+    else:
+        now = before
+    found = estimated(run.trial, run.task)
+    limit = min(inf, found.get("limit", inf))  # in this order: no number is no limit
+    words = found.get("why") or f"its error is {found['correction']:.1g} as estimated, {limit:.1g} at most"
+    return limit, now, f"{words} ({run.seconds:.2g} s)"
 
 
 def _filled(config: RunConfig, choice: dict[str, Any]) -> RunConfig:
     """The config with a choice wherever it says nothing else."""
     given = config.model_dump()
     train = {key: value for key, value in given["train"].items() if key != "schedule"}
-    network = choice.get("network") if config.network == NetworkConfig() else None
-    points = choice.get("points") if config.points == PointsConfig() else None
-    return make_config(
-        {
-            **given,
-            "network": network or given["network"],
-            "points": {**given["points"], **(points or {})},
-            "train": {**train, **choice["train"]},
-        }
-    )
+    network = choice.get("network", {}) if config.network == NetworkConfig() else {}
+    points = choice.get("points", {}) if config.points == PointsConfig() else {}
+    chosen = {"points": {**given["points"], **points}, "train": {**train, **choice["train"]}}
+    return make_config({**given, **chosen, "network": network or given["network"]})

@@ -14,6 +14,8 @@ elliptic problems, where it is the reciprocal of the least eigenvalue.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -110,9 +112,10 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
     parameters = [network.out.weight, network.out.bias, *(raw for raw in corrected.raw.values() if raw.requires_grad)]
     there = task.elsewhere(*_points(task, sum(p.numel() for p in parameters)), SEED)
     batch = there.batch(0)
-    # traced where residuals are of size one: those of a good solution are all rounding
+    # traced where residuals are of size one: those of a good solution are all rounding, and so may be those of large weights
     network.out.weight.data.copy_(torch.randn(m, features, generator=generator))
-    quick = there.gives_rows(corrected, batch, parameters)
+    with _zero(trial.network):
+        quick = there.gives_rows(corrected, batch, parameters)
     network.out.weight.data.zero_()
     if not quick:
         raise ProblemError("a residual mixes points, or its derivatives are nested: there is no quick linearisation of it")
@@ -141,6 +144,20 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
         explained=1 - after / before if before else 1.0,
         stability=stability,
     )
+
+
+@contextmanager
+def _zero(network: nn.Module) -> Iterator[None]:
+    """While open, all that trains in a network is zero."""
+    given = [p for p in network.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in given]
+    try:
+        for p in given:
+            p.data.zero_()
+        yield
+    finally:
+        for p, value in zip(given, before, strict=True):
+            p.data.copy_(value)
 
 
 def _joined(trial: Trial, task: Collocation) -> nn.Module:

@@ -29,6 +29,17 @@ def at_start(where: Region | Data, time: str, problem: Problem) -> bool:
     return isinstance(where, Region) and where.along == (time,) and where.at == begin
 
 
+def marches(problem: Problem) -> bool:
+    """Whether a problem goes on in time, and nothing in it needs several slabs of time at once."""
+    try:
+        time = time_of(problem)
+        if time:
+            expect_march(problem, time)
+    except ProblemError:
+        return False
+    return time is not None
+
+
 def expect_march(problem: Problem, time: str) -> None:
     """Refuse what cannot be solved in slabs of time.
 

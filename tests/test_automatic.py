@@ -1,14 +1,17 @@
 """What `method: auto` chooses, and that it says why."""
 
+from itertools import islice
+from math import inf
 from pathlib import Path
 
 import pytest
 import torch
 
 from pinnsketch import Box, Problem, Term, solve
-from pinnsketch.automatic import choose
+from pinnsketch.automatic import PRODUCTS, choose
 from pinnsketch.config import make_config, read_config
 from pinnsketch.library import find_problem, load_problem
+from pinnsketch.patches import Patches
 from pinnsketch.run import Run
 
 
@@ -16,25 +19,28 @@ def shipped(name):
     return load_problem(find_problem(name, Path.cwd()))
 
 
-def chosen(problem, monkeypatch, limit=1.0, own=None, **given):
-    """The choice where the features that are tried have an error that is not above a limit."""
+def chosen(problem, monkeypatch, limits=(), own=None, **given):
+    """The choice where candidates have these limits of their error by kind, `slabs` among them, others 1; what was tried."""
     tried = []
 
-    def attempt(config, make, network):
-        tried.append(tuple(network.values()))
-        return config, limit, None
+    def attempt(config, candidate, make):
+        network = config.network
+        tried.append((network.kind, network.width) + ((network.slabs,) if network.slabs != 1 else ()))
+        limit = dict(limits).get("slabs" if network.slabs != 1 else network.kind, 1.0)
+        return limit, {"of": network.kind}, f"at most {limit:g}"
 
-    monkeypatch.setattr("pinnsketch.automatic._try_features", attempt)
-    config = make_config({"problem": "x.py", "monitor": False, **given})
-    found, why, _ = choose(config, lambda config: Run(problem, config, network=own), own is not None)
-    return found, why, tried
+    monkeypatch.setattr("pinnsketch.automatic._try", attempt)
+    config = make_config({"problem": "x.py", "monitor": False, "device": "cpu", **given})
+    found, why, state = choose(config, lambda config: Run(problem, config, network=own), own is not None)
+    return found, why, tried, state
 
 
 def methods(config):
     return [stage.method for stage in config.train.schedule]
 
 
-def test_a_smooth_problem_is_solved_to_nine_digits_with_nothing_said(tmp_path):
+def test_a_smooth_problem_is_solved_to_nine_digits_with_nothing_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("pinnsketch.collocation.by_rows", None)  # a reverse pass for each residual: of large weights as well
     solution = solve("poisson", monitor=False, out=tmp_path / "run")
     assert solution.error["overall"] < 1e-9
     assert solution.error["overall"] < solution.estimate["limit"]
@@ -42,64 +48,139 @@ def test_a_smooth_problem_is_solved_to_nine_digits_with_nothing_said(tmp_path):
     assert methods(read_config(tmp_path / "run" / "config.yaml")) == ["features"]
 
 
-def test_features_that_were_tried_are_not_solved_for_again_and_end_where_a_run_of_them_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("pinnsketch.automatic.FEW", {"width": 100})
-    monkeypatch.setattr("pinnsketch.automatic.GOOD", 1.0)
-    given = {"problem": "x.py", "train": {"log": 1}, "points": {"test": 200}}
-    run = Run(shipped("heat"), make_config(given), tmp_path / "run")
-    solves = [step.index for step in run]
-    plain = Run(shipped("heat"), run.config)
-    assert [step.index for step in plain][-1:] == solves
+def ends_as_its_config_does(run, most=10**6):
+    """The steps of a run, of which a run of its config alone has the last, and is then the same bit for bit."""
+    steps = [step.index for step in islice(run, most)]
+    plain = Run(run.problem, run.config)
+    assert [step.index for step in islice(plain, steps[-1])][-len(steps) :] == steps
     assert [row["step"] for row in run.history] == [row["step"] for row in plain.history]
     assert run.metrics()["note"] == plain.metrics()["note"]
     for a, b in zip(run.trial.state_dict().values(), plain.trial.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+    return steps
+
+
+def test_features_that_were_tried_are_not_solved_for_again_and_end_where_a_run_of_them_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("pinnsketch.automatic.FEW", 100)
+    monkeypatch.setattr("pinnsketch.automatic.CLOSE", 1.0)
+    monkeypatch.setattr("pinnsketch.automatic.GOOD", 1.0)
+    run = Run(shipped("heat"), make_config({"problem": "x.py", "train": {"log": 1}, "points": {"test": 200}}), tmp_path / "run")
+    assert len(ends_as_its_config_does(run)) == 1
     assert run.finish().outcome == "solved"
+    assert read_config(tmp_path / "run" / "config.yaml") == run.config.model_copy(update={"problem": "problem.py"})
     assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize(("best", "begins"), [("patches", 3), ("mlp", 3)])
+def test_what_goes_on_does_so_where_its_trial_was_paused(best, begins, monkeypatch):
+    for name, value in {"FEW": 1, "EACH": 1, "PATCHES": 480, "PAUSE": 240, "STEPS": 2, "DRAWN": 40, "SIDE": 5}.items():
+        monkeypatch.setattr(f"pinnsketch.automatic.{name}", value)
+
+    def estimated(trial, task):
+        return {"limit": 0.1 if (best == "patches") == isinstance(trial.network, Patches) else 0.2, "correction": 0.01}
+
+    monkeypatch.setattr("pinnsketch.automatic.estimated", estimated)
+    problem = load_problem(find_problem("burgers", Path.cwd()), {"nu": 0.1})
+    run = Run(problem, make_config({"problem": "x.py", "points": {"test": 200}, "monitor": False}))
+    assert run.config.network.kind == best
+    assert run.chosen.count("0.01 as estimated, 0.") == 2
+    steps = ends_as_its_config_does(run, 2)
+    assert steps[0] >= begins
 
 
 @pytest.mark.parametrize(
     ("name", "draw", "tries"),
     [
-        ("poisson_l_shape", "even", [(500,), (2000,)]),
-        ("burgers", "residual", [(500,)]),
-        ("inverse_diffusivity", "residual", [(500,)]),
-        ("heat", "even", [(500,), (1000, 8), (2000,)]),
+        ("poisson_nd", "even", [("features", 500)]),
+        ("allen_cahn", "residual", [("features", 250), ("features", 500, 8)]),
+        ("inverse_diffusivity", "residual", [("features", 250)]),
     ],
 )
-def test_where_features_do_not_do_a_network_is_trained(name, draw, tries, monkeypatch):
-    found, why, tried = chosen(shipped(name), monkeypatch)
+def test_where_nothing_that_was_solved_for_does_a_network_is_trained(name, draw, tries, monkeypatch):
+    found, why, tried, state = chosen(shipped(name), monkeypatch)
     assert methods(found) == ["natural_gradient", "polish"]
-    assert (found.points.resample, found.points.draw) == (1, draw)
+    assert (found.points.resample, found.points.draw, found.network.width) == (1, draw, 30)
     assert tried == tries
+    assert state is None
     assert "linear" in why
+    assert why.count("at most 1") == len(tries)
+
+
+FIRST = {
+    "features": ("features", 500),
+    "half": ("features", 250),
+    "more": ("features", 2000),
+    "slabs": ("features", 1000, 8),
+    "fewer": ("features", 500, 8),
+    "patches": ("patches", 16000),
+    "mlp": ("mlp", 30),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "tries", "best", "given"),
+    [
+        ("heat", {"features": 1e-9}, ["features"], "features", {}),
+        ("poisson", {"features": 1e-3}, ["features", "more", "patches", "mlp"], "mlp", {}),
+        ("poisson", {"features": 0.1, "patches": 0.01}, ["features", "patches"], "patches", {}),
+        ("heat", {"features": 1e-7, "slabs": 1e-10}, ["features", "slabs"], "slabs", {}),
+        ("heat", {"features": 1e-7, "slabs": 1e-4}, ["features", "slabs"], "features", {}),
+        ("heat", {"features": 1e-3, "slabs": inf, "patches": 1e-4}, ["features", "slabs", "patches"], "patches", {}),
+        ("burgers", {"features": 1e-3, "patches": 0.2, "mlp": 0.4}, ["half", "fewer", "patches", "mlp"], "patches", {}),
+        ("burgers", {"features": 1e-3, "patches": 0.2, "mlp": 0.1}, ["half", "fewer", "patches", "mlp"], "mlp", {}),
+        ("burgers", {"patches": inf, "mlp": inf}, ["half", "fewer", "patches", "mlp"], "mlp", {}),
+        ("heat", {"features": 1e-3}, ["features"], "features", {"train": {"until": 1e-2}}),
+        ("heat", {"features": 1e-9, "slabs": 1e-13}, ["features", "slabs"], "slabs", {"train": {"until": 1e-12}}),
+    ],
+)
+def test_the_first_that_is_good_enough_is_taken_else_the_best_of_those_that_go_on(
+    name, limits, tries, best, given, monkeypatch
+):
+    found, why, tried, state = chosen(shipped(name), monkeypatch, limits, **given)
+    assert tried == [FIRST[word] for word in tries]
+    assert (found.network.kind, found.network.width) == FIRST[best][:2]
+    assert found.network.slabs == (8 if best == "slabs" else 1)
+    assert state == {"of": found.network.kind}
+    assert len(why.splitlines()) == 1 + len(tries)
+
+
+def test_several_unknowns_have_as_many_weights_and_residuals_as_one(monkeypatch):
+    _, _, tried, _ = chosen(shipped("kovasznay"), monkeypatch)
+    assert tried == [("features", 166), ("patches", 5333), ("mlp", 30)]
+    assert chosen(shipped("kovasznay"), monkeypatch, {"features": 1e-3})[2][:2] == [("features", 166), ("features", 666)]
+    found, *_ = chosen(shipped("kovasznay"), monkeypatch, {"mlp": 0.1})
+    assert found.points.interior == 800 // 3
 
 
 def test_what_the_user_has_set_is_left_as_it_is(monkeypatch):
     points = {"interior": 123, "boundary": 45}
-    found, _, tried = chosen(shipped("heat"), monkeypatch, network={"width": 9}, points=points, train={"seed": 3, "log": 7})
+    given = {"network": {"width": 9}, "points": points, "train": {"seed": 3, "log": 7}}
+    found, _, tried, _ = chosen(shipped("heat"), monkeypatch, **given)
     assert (found.network.width, found.points.interior, found.points.boundary) == (9, 123, 45)
     assert (found.train.seed, found.train.log) == (3, 7)
     assert tried == []
 
 
 def test_large_networks_and_residuals_without_rows_are_trained_by_first_order_methods(monkeypatch):
-    found, why, _ = chosen(shipped("heat"), monkeypatch, network={"width": 200})
+    found, why, *_ = chosen(shipped("heat"), monkeypatch, network={"width": 200})
     assert methods(found) == ["adam", "lbfgs"]
     assert "121,401 parameters" in why
-    found, why, _ = chosen(shipped("heat"), monkeypatch, precision="mixed")
+    with monkeypatch.context() as faster:
+        faster.setattr("pinnsketch.automatic.PRODUCTS", {"cpu": PRODUCTS["cuda"]})
+        assert methods(chosen(shipped("heat"), faster, network={"width": 200})[0]) == ["natural_gradient", "polish"]
+    found, why, *_ = chosen(shipped("heat"), monkeypatch, precision="mixed")
     assert methods(found) == ["adam", "lbfgs"]
     assert "one precision" in why
     line = Box(x=(0, 1))
     terms = {"mean": Term(line.interior, lambda u: u - u.value.mean() + u.xx), "ends": Term(line.boundary, lambda u: u - 1)}
-    found, why, _ = chosen(Problem(line, "u", terms), monkeypatch)
+    found, why, *_ = chosen(Problem(line, "u", terms), monkeypatch)
     assert methods(found) == ["adam", "lbfgs"]
     assert "no Jacobian row" in why
 
 
 def test_a_network_of_ones_own_is_trained(monkeypatch):
     own = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
-    found, _, tried = chosen(shipped("heat"), monkeypatch, own=own, limit=0.0)
+    found, _, tried, _ = chosen(shipped("heat"), monkeypatch, {"features": 0.0}, own=own)
     assert methods(found) == ["natural_gradient", "polish"]
     assert tried == []
 
@@ -114,6 +195,6 @@ def test_the_words_method_auto_and_nothing_mean_the_same():
 def test_a_boundary_with_more_sides_has_more_points(monkeypatch):
     cube = Box(**dict.fromkeys("abcfg", (0, 1)))
     terms = {"sum": Term(cube.interior, lambda u: u.aa + u.bb + u.cc + u.ff + u.gg), "sides": Term(cube.boundary, lambda u: u)}
-    found, _, _ = chosen(Problem(cube, "u", terms), monkeypatch)
+    found, *_ = chosen(Problem(cube, "u", terms), monkeypatch)
     assert (found.points.interior, found.points.boundary) == (400, 250)
-    assert chosen(shipped("poisson_l_shape"), monkeypatch)[0].points.boundary == 100
+    assert chosen(shipped("inverse_diffusivity"), monkeypatch)[0].points.boundary == 100

@@ -68,6 +68,16 @@ def test_a_solution_that_is_right_to_rounding_is_known_to_be():
     assert 0.1 * solution.error["overall"] < solution.estimate["limit"] < 1e-6
 
 
+def test_large_weights_of_patches_do_not_hide_that_the_residual_is_linear_in_the_error():
+    network = {"kind": "patches", "width": 240}
+    solution = solve(shipped("poisson"), network=network, train={"method": "patches", "steps": 2}, monitor=False)
+    before = {name: value.clone() for name, value in solution.trial.state_dict().items()}
+    assert before["network.output.weight"].abs().max() > 100
+    assert solution.estimate["correction"] == pytest.approx(solution.error["overall"], rel=0.5)
+    assert solution.error["overall"] < solution.estimate["limit"]
+    assert all(torch.equal(value, before[name]) for name, value in solution.trial.state_dict().items())
+
+
 def test_the_error_of_an_unknown_coefficient_is_estimated_too():
     solution = trained(shipped("inverse_diffusivity", noise=0.0), 25)
     (true,) = (abs(found["estimate"] - found["exact"]) for found in solution.metrics["unknowns"].values())

@@ -294,6 +294,22 @@ def test_stopped_at_any_step_and_resumed_it_ends_bit_for_bit_where_it_would_have
         assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
 
 
+def test_resumed_it_traces_residuals_where_weights_are_of_size_one_since_rounding_hides_them_at_a_solution(monkeypatch):
+    def made():
+        return poisson(
+            {"method": "features", "start": 30}, {"kind": "features", "width": 60}, {"interior": 150, "boundary": 40}
+        )
+
+    first, traced, trace = made(), [], Weights.trace
+    next(iter(first))
+    state = first.course.state_dict()
+    monkeypatch.setattr(Weights, "trace", lambda self, batch: (traced.append(self.model), trace(self, batch)))
+    again = made()
+    again.course.load_state_dict(state)
+    next(iter(again))
+    assert again.trial in traced
+
+
 def test_a_nonlinear_equation_by_gauss_and_newton():
     problem = Problem(
         BOX,

@@ -105,9 +105,10 @@ class RandomFeatures:
                 f"method features: expected a network of kind features; got {type(model.network).__name__}. Set network: "
                 "{kind: features}, or use method polish, which solves for the last layer of any network."
             )
-        if self._now is None:
-            weights = Weights(task, model)
+        weights = Weights(task, model)
+        if self._at is None:
             weights.trace(batch)
+        if self._now is None:
             self._affine, self._begun = weights.affine(batch), model.network.used > 0
             self._first = self._blank(weights, task) if self._begun else size_of(weights, fresh(task))
             self._now = self._present(model) if self._begun else self._search(objective)
