@@ -15,7 +15,7 @@ from typing import Any
 from harness import RESULTS
 
 PAGE = RESULTS.parents[1] / "docs" / "accuracy.md"
-KINDS = {"finite elements": ("elements",), "spectral": ("Chebyshev", "Fourier", "rational")}
+KINDS = {"finite elements": ("elements",), "spectral": ("Chebyshev", "Fourier", "rational", "spectral")}
 PACKAGES = (
     "pinnsketch",
     "DeepXDE",
