@@ -2,34 +2,33 @@
 
 A row is one solve: its relative L2 error against the same exact solution, at the same points of the domain, as in accuracy.py
 (multiples of 1/40 in time where a Fourier method steps), and its CPU seconds on one thread, everything included but imports and
-the measuring. Finite elements are scikit-fem's: triangles of degree 2 and 4, graded at the corner of the L-shape, Taylor-Hood
-with Newton for the Navier-Stokes equations; degree 4 on a line, Hermite cubics for KdV, graded at the shock of Burgers, with
-Radau IIA of order 5 in time. Spectral: Chebyshev collocation, solved by fast diagonalisation (Poisson, Helmholtz) or by Newton,
-with Radau IIA of 7 stages in time; Fourier with ETDRK4 for Burgers and Allen-Cahn; rational functions with poles at the corner
-(Gopal & Trefethen 2019) for the L-shape. Neither kind goes to high dimensions: scikit-fem ends at three, and a tensor grid
-has n^d values, which in 100 dimensions no computer holds.
+the measuring. Finite elements are scikit-fem's: triangles of degree 2 and 4, graded at the corner of the L-shape; Taylor-Hood
+with Newton for the Navier-Stokes equations, graded at the walls of the cavity; degree 4 on a line, Hermite cubics for KdV,
+graded at the shock of Burgers, with Radau IIA of order 5 in time. Spectral: Chebyshev collocation, solved by fast
+diagonalisation (Poisson, Helmholtz) or by Newton, with Radau IIA of 7 stages in time; Fourier with ETDRK4 where the sides are
+periodic, and for Burgers; rational functions with poles at the corner (Gopal & Trefethen 2019) for the L-shape; spectral
+elements for the cavity, whose reference is made by more of them, of degree 7. Neither kind goes to high dimensions: scikit-fem
+ends at three, and a tensor grid has n^d values, which in 100 dimensions no computer holds.
 
     python benchmarks/classical.py [--quick] [--jobs N] [--only PATTERN] [--out FILE]
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from multiprocessing import get_context
 from typing import Any
 
 import accuracy
 import numpy as np
 import torch
 from beside import figure
+from cavity import Cavity
 from evolution import Evolution, Solution, fourier
-from harness import Row, parser, replace, write
+from harness import Campaign, Row, parser, wanted, write
 from steady import (
     chebyshev_flow,
     chebyshev_poisson,
@@ -143,6 +142,17 @@ def lid(x: Any) -> Any:
     return np.stack([1.0 * moved, 0 * x[:, 0], 0 * x[:, 0]], 1)
 
 
+def spectral_elements(degree: int, layers: int, re: float) -> Solution:
+    """The flow in the cavity as its reference is made, by fewer elements of a lower degree."""
+    flow, s = Cavity(degree, layers), None
+    with redirect_stdout(None):
+        for rate in (*(lower for lower in (100.0, 400.0) if lower < re), re):
+            s = flow.solve(rate, s)
+    x, y = flow.lines
+    grids = [part.reshape(x.size, y.size) for part in np.split(s[: 2 * x.size * y.size], 2)]
+    return lambda points: np.stack([y.at(points[:, 1]).multiply(x.at(points[:, 0]) @ grid).sum(1).A1 for grid in grids], 1)
+
+
 def solvers(name: str) -> dict[str, Solver]:
     """By problem of accuracy.py, its solvers."""
     nu = 0.01 / np.pi
@@ -223,7 +233,8 @@ def solvers(name: str) -> dict[str, Solver]:
             ),
         }  # fmt: skip
     if name == "KdV, cos":
-        return {
+        equation = Evolution((-1, 1, 1), lambda x: np.cos(np.pi * x), -0.0025, 3, burgers, linear=False, periodic=True)
+        return evolving(equation, [(32, 50), (64, 100), (128, 200), (256, 400)], []) | {
             "Fourier, ETDRK4": Solver(
                 lambda modes, steps: fourier(
                     modes, steps, lambda x: np.cos(np.pi * x), lambda k: 0.0025j * k**3,
@@ -233,12 +244,15 @@ def solvers(name: str) -> dict[str, Solver]:
             )
         }  # fmt: skip
     if name.startswith("cavity"):
-        re, sizes = float(name.split()[-1]), [(8,), (16,), (32,), (48,)]
+        re = float(name.split()[-1])
         return {
             "elements, P2-P1, graded": Solver(
                 lambda n: elements_flow(triangles([(1 - np.cos(np.linspace(0, np.pi, n + 1))) / 2] * 2, 2), 2, re, lid, (0, 0)),
-                sizes,
-            )
+                [(n,) for n in (16, 24, 32, 48, 64)],
+            ),
+            "spectral elements": Solver(
+                lambda degree, layers: spectral_elements(degree, layers, re), [(3, 2), (4, 2), (4, 3), (5, 3), (6, 4)]
+            ),
         }
     if name == "L-shape":
         u = exact(name)
@@ -285,24 +299,17 @@ def main() -> None:
     words.add_argument("--only", default="*", help="'problem: solver' by name, with * and ?, separated by semicolons")
     given: Any = words.parse_args()
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    known = json.loads(given.out.read_text()) if given.out.exists() else {}
-    curves: dict[str, Any] = known.get("curves", {})
-    commands = [*known.get("commands", []), " ".join(["python", *sys.argv])]
-    each = [
-        (name, kind, 2 if given.quick else 99)
+    campaign = Campaign(given.out, one, given.jobs, cores=1)
+    jobs = {
+        f"{name}: {kind}": (name, kind, 2 if given.quick else 99)
         for name in accuracy.CASES
         for kind in solvers(name)
-        if any(fnmatchcase(f"{name}: {kind}", only) for only in given.only.split(";"))
-        if f"{name}: {kind}" not in curves
-    ]
-    with get_context("spawn").Pool(given.jobs) as pool:
-        waiting = [(f"{name}: {kind}", pool.apply_async(one, (name, kind, most))) for name, kind, most in each]
-        for key, result in waiting:
-            curves[key] = result.get()
-            print(f"{key}: " + " ".join(f"{t:.3g} s {e:.1e}" for t, e, _ in curves[key]), flush=True)
-            replace(given.out, json.dumps({"commands": commands, "curves": curves}))
-    curves = {key: curve for name in accuracy.CASES for key, curve in curves.items() if key.startswith(f"{name}: ")}
-    more: Any = {"curves": curves, "commands": commands, "left_out": ["all but two sizes"] if given.quick else []}
+        if wanted(f"{name}: {kind}", given.only)
+    }
+    campaign.run(jobs, lambda curve: " ".join(f"{t:.3g} s {e:.1e}" for t, e, _ in curve))
+    curves = {key: curve for name in accuracy.CASES for key, curve in campaign.runs.items() if key.startswith(f"{name}: ")}
+    left_out = ["all but two sizes"] if given.quick else []
+    more: Any = {"curves": curves, "commands": campaign.commands, "left_out": left_out + campaign.failed}
     write(given.out, list(rows(curves)), ("scikit-fem", "scipy", "numpy", "torch"), **more)
     figure(given.out)
 

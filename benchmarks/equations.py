@@ -38,6 +38,7 @@ class Equations:
         conditions: at the boundary, the initial ones among them.
         size: width and depth of the network, points inside, points on each condition.
         missing: the part of the box that the domain lacks.
+        periodic: the coordinate whose ends are one place.
     """
 
     bounds: Mapping[str, tuple[float, float]]
@@ -46,6 +47,15 @@ class Equations:
     size: tuple[int, int, int, int]
     unknowns: str = "u"
     missing: Face | None = None
+    periodic: str = ""
+
+    def inputs(self, p: Any) -> list[Any]:
+        """What a network is given for a point: its coordinates, and for a periodic one cosine and sine, as ours are."""
+        found = []
+        for axis, (low, high) in self.bounds.items():
+            angle = 2 * pi * (getattr(p, axis) - low) / (high - low)
+            found += [p.m.cos(angle), p.m.sin(angle)] if axis == self.periodic else [getattr(p, axis)]
+        return found
 
 
 def ends(**sides: tuple[float, float]) -> list[Face]:
@@ -116,11 +126,11 @@ def reaction(p: Any) -> list[Any]:
 RATE = 20 - sqrt(400 + 4 * pi**2)
 
 
-def kovasznay(p: Any) -> list[Any]:
+def flow(re: float, p: Any) -> list[Any]:
     u, v = p["u"], p["v"]
     return [
-        u * p["u", "x"] + v * p["u", "y"] + p["p", "x"] - (p["u", "x", "x"] + p["u", "y", "y"]) / 40,
-        u * p["v", "x"] + v * p["v", "y"] + p["p", "y"] - (p["v", "x", "x"] + p["v", "y", "y"]) / 40,
+        u * p["u", "x"] + v * p["u", "y"] + p["p", "x"] - (p["u", "x", "x"] + p["u", "y", "y"]) / re,
+        u * p["v", "x"] + v * p["v", "y"] + p["p", "y"] - (p["v", "x", "x"] + p["v", "y", "y"]) / re,
         p["u", "x"] + p["v", "y"],
     ]
 
@@ -142,11 +152,9 @@ def convection(beta: float) -> Equations:
     return Equations(
         {"x": (0, 2 * pi), "t": (0, 1)},
         lambda p: [p["u", "t"] / beta + p["u", "x"]],
-        [
-            Condition([{"x": 0.0}], lambda p: p.m.sin(-beta * p.t), 10.0),
-            Condition([{"t": 0.0}], lambda p: p.m.sin(p.x), 10.0),
-        ],
+        [Condition([{"t": 0.0}], lambda p: p.m.sin(p.x), 10.0)],
         (30, 4, 2000, 200),
+        periodic="x",
     )
 
 
@@ -180,11 +188,16 @@ PROBLEMS: dict[str, Equations] = {
     "Allen-Cahn": Equations(
         {"x": (-1, 1), "t": (0, 1)},
         allen_cahn,
-        [
-            Condition([{"t": 0.0}], lambda p: p.x**2 * p.m.cos(pi * p.x), 100.0),
-            Condition(ends(x=(-1.0, 1.0)), weight=0.01, along="x"),
-        ],
+        [Condition([{"t": 0.0}], lambda p: p.x**2 * p.m.cos(pi * p.x), 100.0)],
         (30, 4, 4000, 400),
+        periodic="x",
+    ),
+    "KdV, cos": Equations(
+        {"x": (-1, 1), "t": (0, 1)},
+        lambda p: [p["u", "t"] + p["u"] * p["u", "x"] + 0.0025 * p["u", "x", "x", "x"]],
+        [Condition([{"t": 0.0}], lambda p: p.m.cos(pi * p.x), 100.0)],
+        (30, 4, 4000, 400),
+        periodic="x",
     ),
     "KdV, two solitons": Equations(
         {"x": (-4, 8), "t": (0, 0.25)},
@@ -219,13 +232,24 @@ PROBLEMS: dict[str, Equations] = {
     ),
     "Kovasznay, Re 40": Equations(
         {"x": (-0.5, 1), "y": (-0.5, 1.5)},
-        kovasznay,
+        partial(flow, 40),
         [
             Condition(FLOW, flow_u, 10.0, "u"),
             Condition(FLOW, flow_v, 10.0, "v"),
             Condition([{"x": 1.0}], lambda p: (1 - p.m.exp(2 * RATE * p.x)) / 2, 10.0, "p"),
         ],
         (30, 3, 2000, 200),
+        "u v p",
+    ),
+    "cavity, Re 100": Equations(
+        {"x": (0, 1), "y": (0, 1)},
+        partial(flow, 100),
+        [
+            Condition(SQUARE, lambda p: 1.0 * (p.y > 1 - 1e-9), 10.0, "u"),
+            Condition(SQUARE, None, 10.0, "v"),
+            Condition([{"x": 0.0, "y": 0.0}], None, 1.0, "p"),
+        ],
+        (40, 4, 4000, 800),
         "u v p",
     ),
     "L-shape": Equations(

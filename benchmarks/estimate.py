@@ -4,7 +4,7 @@ Each problem that has an exact solution or a reference is trained as its config 
 apart, the estimate (`pinnsketch.estimate`, which asks neither) is set beside the true relative L2 error: `correction`, what it
 says the error is, and `limit`, what it says the error is not above. `worst` is the largest factor between estimated and true.
 
-    python benchmarks/estimate.py [--quick] [--jobs N] [--out FILE]
+    python benchmarks/estimate.py [--quick] [--jobs N] [--only PATTERN] [--out FILE]
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from __future__ import annotations
 import time
 from itertools import takewhile
 from math import log10
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from harness import Row, parser, write
+from harness import Campaign, Row, parser, wanted, write
 
 from pinnsketch.estimate import estimate
 from pinnsketch.library import find_config, find_problem, load_problem, names
@@ -81,20 +80,20 @@ def figure(runs: dict[str, list[Found]], out: Path) -> None:
 def main() -> None:
     words = parser("estimate", __doc__.splitlines()[0])
     words.add_argument("--jobs", type=int, default=1, help="trainings at a time, of one thread each")
+    words.add_argument("--only", default="*", help="problems by name, with * and ?, separated by semicolons")
     given: Any = words.parse_args()
-    chosen = [name for name in names("configs") if name in names("problems")]
+    chosen = [name for name in names("configs") if name in names("problems") and wanted(name, given.only)]
     chosen, seeds, most = (chosen[:2], 1, 400) if given.quick else (chosen, SEEDS, 10**9)
-    table, each = list[Row](), [(name, seed, most) for name in chosen for seed in range(seeds)]
-    runs: dict[str, list[Found]] = {name: [] for name in chosen}
-    with get_context("spawn").Pool(given.jobs) as pool:
-        for (name, *_), found in zip(each, pool.starmap(one, each, chunksize=1), strict=True):
-            runs[name] += found
-    for name in chosen:
-        table += rows(name, runs[name])
-        for row in table[-6:]:
-            print(f"{row.name}: {row.value} {row.unit}", flush=True)
+    campaign = Campaign(given.out, one, given.jobs)
+    jobs = {f"{name}, seed {seed}": (name, seed, most) for name in chosen for seed in range(seeds)}
+    campaign.run(jobs, lambda found: " ".join(f"{f['true']:.1e} <= {f['limit']:.1e}" for f in found))
+    runs: dict[str, list[Found]] = {}
+    for key in sorted(campaign.runs):
+        runs.setdefault(key.partition(", seed ")[0], []).extend(campaign.runs[key])
+    table = [row for name, found in runs.items() for row in rows(name, found)]
     left_out = ["all problems but two, all seeds but one, and all steps after 400"] if given.quick else []
-    write(given.out, table, ("torch", "numpy", "pinnsketch"), seeds=seeds, left_out=left_out, runs=runs)
+    more: Any = {"left_out": left_out + campaign.failed, "commands": campaign.commands, "curves": campaign.runs}
+    write(given.out, table, ("torch", "numpy", "pinnsketch"), seeds=seeds, **more)
     figure(runs, given.out)
 
 

@@ -67,15 +67,18 @@ class Chebyshev:
 
 def sampled(basis: Any, local: Sequence[Any], cells: Any) -> list[Any]:
     """Matrices from coefficients to value, gradient and, where there is one, second derivative, from local functions."""
-    shape = local[0].value.shape
-    rows = np.arange(local[0].value.size)
+    shape = local[0].shape
+    rows = np.arange(local[0].size)
 
     def matrix(parts: Sequence[Any]) -> Any:
         columns = [np.repeat(basis.element_dofs[i, cells], shape[1]) for i in range(len(parts))]
-        entries = np.concatenate([part.ravel() for part in parts]), (np.tile(rows, len(parts)), np.concatenate(columns))
+        entries = (
+            np.concatenate([np.asarray(part).ravel() for part in parts]),
+            (np.tile(rows, len(parts)), np.concatenate(columns)),
+        )
         return sp.csr_array(entries, (len(rows), basis.N))
 
-    found = [matrix([phi.value for phi in local])]
+    found = [matrix(list(local))]
     found += [matrix([phi.grad[axis] for phi in local]) for axis in range(basis.mesh.dim())]
     return found if local[0].hess is None else [*found, matrix([phi.hess[0, 0] for phi in local])]
 
@@ -89,21 +92,32 @@ def samples(basis: Any, x: Any, element: Any = None) -> list[Any]:
 
 
 class Elements:
-    """Finite elements on a line. Conditions take the place of the equations of the coefficients that they fix."""
+    """Finite elements on a line. Conditions take the place of the equations of the coefficients that they fix.
 
-    def __init__(self, places: Any, element: Callable[[], Any], conditions: Sequence[tuple[float, int]]) -> None:
+    Where it is `periodic`, the coefficients at its two ends are the same ones.
+    """
+
+    def __init__(
+        self, places: Any, element: Callable[[], Any], conditions: Sequence[tuple[float, int]], periodic: bool = False
+    ) -> None:
         from skfem import Basis, MeshLine
 
         self.element = element  # a fresh one each time: ElementLinePp keeps values by the number of points alone
         self.basis = Basis(MeshLine(places), element(), intorder=11)
-        self.values = sampled(self.basis, [phi[0] for phi in self.basis.basis], np.arange(len(places) - 1))
+        own = np.arange(self.basis.N)
+        if periodic:
+            own[self.basis.nodal_dofs[:, -1]] = self.basis.nodal_dofs[:, 0]
+        kept, place = np.unique(own, return_inverse=True)
+        self.joined = sp.csr_array((np.ones(len(own)), (np.arange(len(own)), place)), (len(own), len(kept)))
+        found = sampled(self.basis, [phi[0] for phi in self.basis.basis], np.arange(len(places) - 1))
+        self.values = [matrix @ self.joined for matrix in found]
         self.weights = sp.diags_array(self.basis.dx.ravel())
         fixed = [int(abs(self.at(np.array([x]), order)).argmax()) for x, order in conditions]
-        self.kept = np.setdiff1d(np.arange(self.basis.N), fixed)
+        self.kept = np.setdiff1d(np.arange(len(kept)), fixed)
         self.block, self.diagonal = lambda blocks: sp.block_array(blocks).tocsr(), sp.block_diag
 
     def at(self, x: Any, order: int = 0) -> Any:
-        return samples(self.basis, np.clip(x, *self.basis.mesh.p[0, [0, -1]])[:, None], self.element())[order]
+        return samples(self.basis, np.clip(x, *self.basis.mesh.p[0, [0, -1]])[:, None], self.element())[order] @ self.joined
 
     def weak(self, order: int) -> tuple[Any, Any]:
         """What tests a function's values at the points, and the matrix of -d^order, once integrated by parts."""
@@ -113,7 +127,7 @@ class Elements:
     def fitted(self, function: Callable[[Any], Any]) -> Any:
         value = self.values[0]
         return splu((value.T @ self.weights @ value).tocsc()).solve(
-            value.T @ (self.weights @ function(self.basis.global_coordinates().value.ravel()))
+            value.T @ (self.weights @ function(self.basis.global_coordinates().ravel()))
         )
 
     @staticmethod
@@ -128,6 +142,7 @@ class Evolution:
     Args:
         g: gives g and its derivatives by u and u_x; None is 0.
         ends: place, order of derivative, value at t of what is given there.
+        periodic: whether the ends are one place.
     """
 
     span: tuple[float, float, float]
@@ -138,6 +153,7 @@ class Evolution:
     ends: tuple[tuple[float, int, Callable[[float], float]], ...] = ()
     linear: bool = True
     second: bool = False
+    periodic: bool = False
 
     def conditions(self) -> list[tuple[float, int]]:
         return [(x, order) for x, order, _ in self.ends]
@@ -208,7 +224,8 @@ class Evolution:
         places = np.sinh(graded * places) / np.sinh(graded) if graded else places
         low, high, _ = self.span
         element = ElementLineHermite if self.order == 3 else lambda: ElementLinePp(4)
-        return self.solve(Elements(low + (high - low) * (places + 1) / 2, element, self.conditions()), steps, stages)
+        space = Elements(low + (high - low) * (places + 1) / 2, element, self.conditions(), self.periodic)
+        return self.solve(space, steps, stages)
 
 
 def etdrk4(v: Any, linear: Any, nonlinear: Callable[[Any], Any], stop: float, steps: int, kept: int) -> Any:

@@ -8,13 +8,14 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
@@ -116,6 +117,56 @@ def wanted(name: str, only: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in only.split(";"))
 
 
+class Worker:
+    """A process that makes one result after another, and is ended where one takes too long: no code that hangs can prevent it.
+
+    Args:
+        one: makes a result of its arguments.
+    """
+
+    def __init__(self, one: Callable[..., Any]) -> None:
+        spawn = get_context("spawn")
+        self.pipe, there = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(there, one), daemon=True)
+        self.process.start()
+        there.close()
+
+    def result(self, job: tuple[Any, ...], limit: float) -> Any:
+        """What `one` makes of a job.
+
+        Raises:
+            ArithmeticError: with what went wrong in it, in words.
+        """
+        self.pipe.send(job)
+        if not self.pipe.poll(limit):
+            raise ArithmeticError(f"ended, as it went on for more than {limit:.0f} s")
+        try:
+            result, error = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            raise ArithmeticError(f"its process ended, with {self.process.exitcode}") from None
+        if error:
+            raise ArithmeticError(error)
+        return result
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def serve(pipe: Any, one: Callable[..., Any]) -> None:
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((one(*job), None))
+        except Exception as error:
+            pipe.send((None, f"{type(error).__name__}: {error}"[:500]))
+
+
 @dataclass
 class Campaign:
     """Many trainings in processes of their own, each kept in the file as it ends, so that a second call goes on from there.
@@ -125,6 +176,8 @@ class Campaign:
         one: makes a result of its arguments.
         processes: at a time.
         fresh: a new process for each.
+        cores: that each process has for itself; 0 for all that there are.
+        limit: seconds after which a training is ended, with its process.
 
     Attributes:
         runs: results by name.
@@ -136,6 +189,8 @@ class Campaign:
     one: Callable[..., Any]
     processes: int
     fresh: bool = True
+    cores: int = 0
+    limit: float = 3600.0
 
     def __post_init__(self) -> None:
         known = json.loads(self.out.read_text()) if self.out.exists() else {}
@@ -144,25 +199,37 @@ class Campaign:
         self.failed: list[str] = []
 
     def run(self, jobs: Mapping[str, tuple[Any, ...]], say: Callable[[Any], str]) -> None:
-        """Make what is not there yet, by the arguments of each name."""
+        """Make what is not there yet, by the arguments of each name, first come first."""
         left = {name: job for name, job in jobs.items() if name not in self.runs}
-        if not left:
-            return
-        with get_context("spawn").Pool(self.processes, maxtasksperchild=1 if self.fresh else None) as pool:
-            ended: SimpleQueue[tuple[str, Any, BaseException | None]] = SimpleQueue()
-            for name, job in left.items():
-                pool.apply_async(
-                    self.one, job,
-                    callback=lambda result, name=name: ended.put((name, result, None)),
-                    error_callback=lambda error, name=name: ended.put((name, None, error)),
-                )  # fmt: skip
-            for _ in left:
-                name, result, error = ended.get()
-                if error is not None:
-                    self.failed.append(f"{name} failed: {type(error).__name__}: {error}"[:500])
-                    print(self.failed[-1], flush=True)
-                    continue
-                self.runs[name] = result
-                print(f"{name}: {say(self.runs[name])}", flush=True)
-                self.out.parent.mkdir(parents=True, exist_ok=True)
-                replace(self.out, json.dumps({"commands": self.commands, "curves": self.runs}))
+        waiting, ended = iter(list(left.items())), SimpleQueue[tuple[str, Any, Exception | None]]()
+        for slot in range(min(self.processes, len(left))):
+            Thread(target=self._work, args=(slot, waiting, ended), daemon=True).start()
+        for _ in left:
+            name, result, error = ended.get()
+            if error is not None:
+                self.failed.append(f"{name}: {error}")
+                print(self.failed[-1], flush=True)
+                continue
+            self.runs[name] = result
+            print(f"{name}: {say(self.runs[name])}", flush=True)
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            replace(self.out, json.dumps({"commands": self.commands, "curves": self.runs}))
+
+    def _work(self, slot: int, waiting: Iterator[tuple[str, Any]], ended: SimpleQueue[Any]) -> None:
+        """What is waiting, one after another, in processes that inherit the cores of this thread."""
+        if self.cores:
+            known = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {known[k % len(known)] for k in range(self.cores * slot, self.cores * (slot + 1))})
+        worker: Worker | None = None
+        for name, job in waiting:
+            failed = True
+            try:
+                worker = worker or Worker(self.one)
+                ended.put((name, worker.result(job, self.limit), None))
+                failed = False
+            except Exception as error:
+                ended.put((name, None, error))
+            if worker and (self.fresh or failed):
+                worker = worker.end()
+        if worker:
+            worker.end()

@@ -1,15 +1,18 @@
 """How many digits a solution has, with no exact one to ask: its error, estimated from residuals at points it never saw.
 
-The error e = u* - u of a solution u with residuals r satisfies L e = -r to first order, L the linearised residuals of all
-terms. It is sought by least squares in a space of random features Phi (Huang, Zhu & Siew 2006), with A = L Phi, on points
-of its own:
+The error e = u* - u of a solution u with residuals r(u) satisfies L e = -r(u) to first order, L the linearised residuals of all
+terms. It is sought by least squares in a space Phi, with A = L Phi, on points of its own, half of them drawn by residuals. Phi
+has random features (Huang, Zhu & Siew 2006), and features times the slopes of u, what u changes by where its points are
+displaced: smooth functions cannot hold the error of a front or a wave that is sharp and a little out of place.
 
-    correction    |Phi c| / |u + Phi c|,  c = argmin |A c + r|: the part of the error that this space can hold
-    limit         (|Phi c| + C |A c + r|) / |u + Phi c|, on further points: and what it cannot hold, at its worst
+    correction    |e| / |u + e|,  e = Phi c,  c = argmin |A c + r(u)|: the part of the error that this space can hold
+    limit         (|e| + C |r(u + e)|) / |u + e|, on further points: and what it cannot hold, at its worst
     C             max |Phi v| / |A v|: how large an error a residual of size one can belong to
 
-C is the stability constant of the problem within that space: close to the true one where the worst error is smooth, as for
-elliptic problems, where it is the reciprocal of the least eigenvalue.
+What L leaves out is in r(u + e). Newton's method, with A as it is, goes on from there as long as that makes residuals smaller;
+the limit is the least of its steps, with e = 0 among them. C is the stability constant of the problem within that space: close
+to the true one where the worst error is smooth, as for elliptic problems, where it is the reciprocal of the least eigenvalue,
+or one of place.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.linalg import eigh, qr, solve_triangular
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from pinnsketch.blank import blank
 from pinnsketch.collocation import Collocation
@@ -33,11 +38,15 @@ from pinnsketch.problem import ProblemError
 from pinnsketch.slabs import Joined, Slabs
 from pinnsketch.trial import Trial
 
-FEATURES, COLUMNS, SLOPES = 400, 900, (0.5, 10.0)
-"""Random features, and output weights of all unknowns, at most; the least and greatest slopes of features across half the
-domain, which are log-uniform between these."""
+FEATURES, COLUMNS, MOVES, SLOPES = 400, 900, 100, (0.5, 10.0)
+"""Random features, output weights of all unknowns, and weights of displacements, at most; the least and greatest slopes of
+features across half the domain, which are log-uniform between these."""
 ROWS, SEED = 4, 141421
 """Residuals for each feature; the seed of points and features, which no training shares."""
+STEPS, FALL = 3, 0.9
+"""Of Newton's method, at most; by which factor residuals fall in one after which another is worth its while."""
+STEP = 1e-4
+"""Half the width of a difference that stands for a slope, on a domain scaled to [-1, 1]."""
 CUT, SURE = 1e-13, 1e-7
 """Pivots of A count from this share of the greatest on: for the correction, and for C."""
 
@@ -69,10 +78,13 @@ class Estimate:
 
 
 class Corrected(nn.Module):
-    """A network plus random features tanh(W x + b) and a constant, with output weights that are zero; x periodic as the domain.
+    """u(x + B f(x)) + A f(x), f random features tanh(W x + b) and a constant, A and B zero; f is periodic as the domain is.
 
-    Maps points `(n, d)` to values `(n, m)`, as the network does.
+    Maps points `(n, d)` to values `(n, m)`, as the network u does. Once `straight`, it is what that is to first order.
     """
+
+    reach = 0.0
+    """Displacements B f are divided by it for the difference that is their first order; 0 for displacements themselves."""
 
     def __init__(self, network: nn.Module, domain: Shape, outputs: int, count: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -83,17 +95,44 @@ class Corrected(nn.Module):
         weight = least * (most / least) ** places[:, d:] * ways / inputs.slopes
         centers = inputs.turned(2 * places[:, :d] - 1)
         values = [weight, -(weight * centers).sum(1), torch.zeros(outputs, count), torch.zeros(outputs)]
+        moved = max(MOVES // d, 1)
+        values += [torch.zeros(d, moved), torch.zeros(d)]
         self.network, self.inputs = network, inputs.to(like)
-        self.features, self.out = (blank(nn.Linear, *sizes) for sizes in ((inputs.inputs, count), (count, outputs)))
-        for layer, pair in ((self.features, values[:2]), (self.out, values[2:])):
-            layer.weight, layer.bias = (nn.Parameter(value.to(like)) for value in pair)
+        sizes = (inputs.inputs, count), (count, outputs), (moved, d)
+        self.features, self.out, self.move = (blank(nn.Linear, *size) for size in sizes)
+        for k, layer in enumerate((self.features, self.out, self.move)):
+            layer.weight, layer.bias = (nn.Parameter(value.to(like)) for value in values[2 * k : 2 * k + 2])
 
     def basis(self, x: Tensor) -> Tensor:
         """`(n, count)`."""
         return torch.tanh(self.features(self.inputs(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x) + self.out(self.basis(x))
+        basis = self.basis(x)
+        move, more = self.move(basis[:, : self.move.in_features]), self.out(basis)
+        if not self.reach:
+            return self.network(x + move) + more
+        ahead, behind = (self.network(x + sign * move / self.reach) for sign in (1, -1))
+        return self.network(x) + (ahead - behind) * (self.reach / 2) + more
+
+    def straight(self, x: Tensor) -> None:
+        """Be of first order in the weights: the greatest displacement at points x is that of the difference taken."""
+        with torch.no_grad():
+            move = self.move(self.basis(x)[:, : self.move.in_features]) * self.inputs.scale
+            self.reach = float(move.abs().max().clamp(min=torch.finfo(move.dtype).tiny)) / STEP
+
+    def columns(self, x: Tensor) -> list[tuple[list[int], Tensor]]:
+        """By which weights each unknown changes, their numbers, and how much with each at points x, `(n, count)`."""
+        m, count = self.out.weight.shape
+        x = x.detach().requires_grad_()
+        u, basis = self.network(x), self.basis(x).detach()
+        ones, near, found = torch.ones_like(basis[:, :1]), basis[:, None, : self.move.in_features], []
+        shared = range(m * (count + 1), m * (count + 1) + self.move.weight.numel() + len(self.move.bias))
+        for k in range(m):
+            (slope,) = torch.autograd.grad(u[:, k].sum(), x, retain_graph=True)
+            own = [*range(k * count, (k + 1) * count), m * count + k, *shared]
+            found.append((own, torch.cat([basis, ones, (slope[..., None] * near).flatten(1), slope], 1)))
+        return found
 
 
 def estimate(trial: Trial, task: Collocation) -> Estimate:
@@ -108,40 +147,51 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
     features = min(FEATURES, COLUMNS // m)
     smooth = _joined(trial, task)
     network = Corrected(smooth, task.problem.domain, m, features, generator)
-    corrected = trial.around(network)
-    parameters = [network.out.weight, network.out.bias, *(raw for raw in corrected.raw.values() if raw.requires_grad)]
-    there = task.elsewhere(*_points(task, sum(p.numel() for p in parameters)), SEED)
-    batch = there.batch(0)
+    corrected = trial.on(network)
+    parameters = [*network.out.parameters(), *network.move.parameters()]
+    parameters += [raw for raw in corrected.raw.values() if raw.requires_grad]
+    there = task.elsewhere(*_points(task, sum(p.numel() for p in parameters)), SEED, "residual")
     # traced where residuals are of size one: those of a good solution are all rounding, and so may be those of large weights
     network.out.weight.data.copy_(torch.randn(m, features, generator=generator))
     with _zero(trial.network):
-        quick = there.gives_rows(corrected, batch, parameters)
+        quick = there.gives_rows(corrected, there.batch(), parameters)
     network.out.weight.data.zero_()
     if not quick:
         raise ProblemError("a residual mixes points, or its derivatives are nested: there is no quick linearisation of it")
+    batch, other = there.chosen(corrected, 0), there.chosen(corrected, 1)
     r, a = there.linearize(corrected, batch, parameters)
     if a.shape[0] < a.shape[1]:
         raise ProblemError(f"the problem has {a.shape[0]} residuals in all, at data: too few to tell")
-    space = _Space(a.dense())
-    c = -space.solve(r)
-    held, further = there.linearize(corrected, there.batch(1), parameters)
-    before, after = float(held.norm()), float((held + further.times(c)).norm())
+    space, columns, residuals = _Space(a.dense()), network.columns(x), there.scaled(corrected, other)
+    stability, before, c = space.stability(columns), _norm(residuals), torch.zeros_like(r[: a.shape[1]])
     with torch.no_grad():
-        u, basis = trial(x), network.basis(x)
+        start, u = parameters_to_vector(parameters), trial(x)
         jumps = smooth(x) - u
-    basis = torch.cat([basis, torch.ones_like(basis[:, :1])], 1)
-    columns = [[*range(k * features, (k + 1) * features), m * features + k] for k in range(m)]
-    e = torch.stack([basis @ c[own] for own in columns], 1) + jumps
-    stability = space.stability(basis.T @ basis / len(x), columns)
-    size, off = (float(value.norm()) / len(x) ** 0.5 for value in (u + e, e))
-    shifts = c[m * (features + 1) :].tolist()
+
+    def error(c: Tensor) -> tuple[Tensor, float, float]:
+        e = torch.stack([values @ c[own] for own, values in columns], 1) + jumps
+        return e, *(float(value.norm()) / len(x) ** 0.5 for value in (e, u + e))
+
+    _, off, size = error(c)
+    limit, left = (off + stability * before) / size, inf
+    for step in range(STEPS):
+        tried = c - space.solve(r)
+        vector_to_parameters(start + tried, parameters)
+        network.straight(x)
+        r, after = torch.cat([*there.scaled(corrected, batch).values()]), _norm(there.scaled(corrected, other))
+        if step and not after < FALL * left:
+            break
+        c, left = tried, after
+        e, off, size = error(c)
+        limit = min(limit, (off + stability * after) / size)
+    shifts = c[len(c) - len(trial.slopes()) :].tolist()
     return Estimate(
         correction=off / size,
-        limit=(off + stability * after) / size,
+        limit=limit,
         each={name: float(e[:, k].norm() / (u + e)[:, k].norm()) for k, name in enumerate(names)},
         coefficients={name: abs(shift * slope) for (name, slope), shift in zip(trial.slopes().items(), shifts, strict=True)},
-        residuals={name: float(part.norm()) for name, part in there.scaled(corrected, there.batch(1)).items()},
-        explained=1 - after / before if before else 1.0,
+        residuals={name: float(part.norm()) for name, part in residuals.items()},
+        explained=1 - left / before if isfinite(left) and before else float(not before),
         stability=stability,
     )
 
@@ -158,6 +208,10 @@ def _zero(network: nn.Module) -> Iterator[None]:
     finally:
         for p, value in zip(given, before, strict=True):
             p.data.copy_(value)
+
+
+def _norm(residuals: dict[str, Tensor]) -> float:
+    return float(torch.cat([*residuals.values()]).norm())
 
 
 def _joined(trial: Trial, task: Collocation) -> nn.Module:
@@ -213,11 +267,11 @@ class _Space:
         found[self._order[:k].tolist()] = torch.as_tensor(solve_triangular(self._t[:k, :k], inner)).to(r)
         return found
 
-    def stability(self, gram: Tensor, columns: list[list[int]]) -> float:
-        """The greatest root of v^T M v over |A v|, M made of `gram` at the `columns` of each unknown."""
+    def stability(self, columns: list[tuple[list[int], Tensor]]) -> float:
+        """The greatest |e| over |A v|, |e| the root mean square of what `columns` make of v."""
         k, whole = self._rank(SURE), np.zeros((len(self._order),) * 2)
-        for own in columns:
-            whole[np.ix_(own, own)] = gram.double().cpu().numpy()
+        for own, values in columns:
+            whole[np.ix_(own, own)] += (values.T @ values / len(values)).double().cpu().numpy()
         mass, t = whole[np.ix_(self._order[:k], self._order[:k])], self._t[:k, :k]
         half = solve_triangular(t, solve_triangular(t, mass, trans="T").T, trans="T")
         return float(eigh(half, eigvals_only=True, subset_by_index=[k - 1, k - 1])[0] ** 0.5)

@@ -46,6 +46,26 @@ def test_radau_of_three_stages_converges_with_order_four_at_all_times():
     assert ((rates > 3.5) & (rates < 4.6)).all(), rates
 
 
+def test_periodic_hermite_elements_converge_with_order_three():
+    """Airy's equation u_t = -u_xxx, whose waves sin(pi x + pi^3 t) travel: cubics lose one order of four (Dupont 1973)."""
+    equation = benchmark("evolution").Evolution((-1, 1, 0.1), lambda x: np.sin(np.pi * x), -1.0, 3, periodic=True)
+    points = np.random.default_rng(0).random((200, 2)) * [2, 0.1] - [1, 0]
+    exact = np.sin(np.pi * points[:, :1] + np.pi**3 * points[:, 1:])
+    errors = [abs(equation.elements(cells, 40)(points) - exact).max() for cells in (8, 16, 32)]
+    rates = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert ((rates > 2.7) & (rates < 3.6)).all(), rates
+
+
+def test_spectral_elements_come_closer_to_the_reference_of_the_cavity():
+    classical = benchmark("classical")
+    points, values = classical.measured("cavity, Re 100", "")
+    errors = [
+        np.linalg.norm(classical.spectral_elements(degree, layers, 100.0)(points) - values) / np.linalg.norm(values)
+        for degree, layers in ((3, 1), (4, 2))
+    ]
+    assert errors[1] < 0.5 * errors[0] < 0.05
+
+
 def test_fast_diagonalisation_in_three_dimensions_is_spectrally_exact():
     def exact(x):
         return np.cos(np.pi * x).prod(1, keepdims=True)
@@ -112,6 +132,22 @@ def exact_at(name, places):
 
     columns = dict(zip(axes, x.split(1, dim=1), strict=True))
     return benchmark("peer_accuracy").Point(columns, derivative, torch), columns
+
+
+def test_peers_are_given_every_periodic_coordinate_as_one_and_no_other():
+    peers, cases = benchmark("peer_accuracy"), benchmark("accuracy").CASES
+    for name, e in benchmark("equations").PROBLEMS.items():
+        assert set(cases[name].make().domain.periodic) == {e.periodic} - {""}, name
+        low, high = (np.array([float(pair[k]) for pair in e.bounds.values()]) for k in (0, 1))
+        other = np.where([axis == e.periodic for axis in e.bounds], high, low)
+        found = [np.stack(peers.inputs(e, x, np)) for x in (low, other)]
+        np.testing.assert_allclose(*found, atol=1e-15)
+        assert len(found[0]) == len(e.bounds) + bool(e.periodic)
+
+
+def test_every_problem_is_given_to_peers_or_named_with_the_reason():
+    peers = benchmark("peer_accuracy")
+    assert set(peers.PROBLEMS) | set(peers.LEFT_OUT) == set(benchmark("accuracy").CASES)
 
 
 @pytest.mark.parametrize("name", KNOWN)

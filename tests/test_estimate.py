@@ -78,6 +78,55 @@ def test_large_weights_of_patches_do_not_hide_that_the_residual_is_linear_in_the
     assert all(torch.equal(value, before[name]) for name, value in solution.trial.state_dict().items())
 
 
+def curve(weights, bias, scale, shift):
+    """A network scale tanh(weights x + bias) + shift."""
+    network = torch.nn.Sequential(torch.nn.Linear(len(weights), 1), torch.nn.Tanh(), torch.nn.Linear(1, 1)).double()
+    values = [[weights], [bias], [[scale]], [shift]]
+    for parameter, value in zip(network.parameters(), values, strict=True):
+        parameter.data.copy_(torch.tensor(value))
+    return network
+
+
+def test_the_error_of_a_sharp_front_that_is_out_of_place_is_found():
+    """Burgers' u = c - tanh((x - c t) / (2 nu)), of width 0.02: with another speed it is 0.005 out of place at the end."""
+    nu, speed, wrong = 0.01, 0.5, 0.505
+    domain = Box(x=(-1, 1), t=(0, 1))
+
+    def exact(x, t, speed):
+        return speed - torch.tanh((x - speed * t) / (2 * nu))
+
+    terms = {
+        "burgers": Term(domain.interior, lambda u: u.t + u * u.x - nu * u.xx),
+        "start": Term(domain.start("t"), lambda u, x, t, speed: u - exact(x, t, speed)),
+        "sides": Term(domain.sides("x"), lambda u, x, t, speed: u - exact(x, t, speed)),
+    }
+    problem = Problem(domain, "u", terms, parameters={"speed": speed}, exact=exact)
+    trial = Trial(curve([1 / (2 * nu), -wrong / (2 * nu)], 0.0, -1.0, speed))
+    found, true = estimate(trial, Collocation(problem)), Collocation(problem).error(trial)["overall"]
+    assert true > 0.01
+    assert found.correction == pytest.approx(true, rel=0.1)
+    assert true < found.limit < 10 * true
+
+
+def test_an_error_beyond_first_order_is_found_by_further_steps():
+    """The logistic u' = 4 u (1 - u) with a rate of 5: its error is of a size whose square counts."""
+    rate, time = 4.0, Box(t=(0, 1))
+
+    def exact(t):
+        return torch.sigmoid(rate * t - 2)
+
+    terms = {
+        "reaction": Term(time.interior, lambda u: u.t - rate * u * (1 - u)),
+        "start": Term(time.start("t"), lambda u, t: u - exact(t)),
+    }
+    problem = Problem(time, "u", terms, exact=exact)
+    trial = Trial(curve([2.5], -1.0, 0.5, 0.5))
+    found, true = estimate(trial, Collocation(problem)), Collocation(problem).error(trial)["overall"]
+    assert true > 0.1
+    assert found.correction == pytest.approx(true, rel=0.02)
+    assert true < found.limit < 2 * true
+
+
 def test_the_error_of_an_unknown_coefficient_is_estimated_too():
     solution = trained(shipped("inverse_diffusivity", noise=0.0), 25)
     (true,) = (abs(found["estimate"] - found["exact"]) for found in solution.metrics["unknowns"].values())

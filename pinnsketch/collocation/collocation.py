@@ -124,9 +124,9 @@ class Collocation:
         """Whether the domain has points in a box."""
         return self._places.meets(cell)
 
-    def elsewhere(self, interior: int, boundary: int, seed: int) -> Collocation:
+    def elsewhere(self, interior: int, boundary: int, seed: int, draw: str = "even") -> Collocation:
         """The same task at other points: so many on each interior and each boundary region, drawn with another seed."""
-        numbers: Any = {"interior": interior, "boundary": boundary, "test": self._test}
+        numbers: Any = {"interior": interior, "boundary": boundary, "draw": draw, "test": self._test}
         return Collocation(self.problem, **numbers, weights=self.weights, seed=seed, **self._to)
 
     def _following(self, block: Block) -> Block:
