@@ -1,9 +1,15 @@
-"""The residuals of a task in the weights of patches, at points of these patches, and their least-squares solution."""
+"""The residuals of a task in the weights of patches, at points of these patches, and their least-squares solution.
+
+Residuals in a patch are weighed by a power of its size h: a residual in a small part of the domain makes a small error, and at a
+corner, where derivatives of the solution have no finite mean square, it would be all that a least-squares solution minds. With
+such weights it is near the solution in the corner's norm (Cox & Fix 1984; Lee, Manteuffel & Westphal 2006).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from math import inf, isfinite
 from typing import Any, NamedTuple
 
@@ -16,9 +22,12 @@ from pinnsketch.methods.least_squares import FALLS, FRESH, SHORTEST, STILL, Weig
 from pinnsketch.methods.multifrontal import Rows, dissected, least_squares
 from pinnsketch.patches import Patches
 from pinnsketch.points import Cell
+from pinnsketch.problem import Data
 
 ROWS, EDGE = 3, 3
 """Points of a patch for each of its features, and on a boundary for each along it."""
+INSIDE, SIDES = 1.0, 0.5
+"""Powers of the size of a patch that residuals are weighed by."""
 SHARE = 2
 """One in so many of these is enough to judge by."""
 PIECE = 1024
@@ -59,11 +68,18 @@ class PatchSystem:
         d, each, share = self.network.level.shape[1], self.network.each, SHARE if fresh else 1
         interior, boundary = ROWS * each // share, max(EDGE * round(each ** ((d - 1) / d)) // share, 1)
         cells = [self._cell(k) for k in self.network.leaves]
-        drawn = self.task.within(cells, interior, boundary, FRESH if fresh else 0)
+        drawn = map(self._weighed, self.task.within(cells, interior, boundary, FRESH if fresh else 0))
         found = [part.at(self.network.near(part.block.x)[1].sum(1).argsort(stable=True)) for part in drawn]
         if not fresh:
             self._points = found
         return found
+
+    def _weighed(self, part: Within) -> Within:
+        """The points with the size of their patch, over that of the domain, in their factors; data stays as it is."""
+        where = self.task.problem.terms[part.block.terms[0]].where
+        power = 0.0 if isinstance(where, Data) else SIDES if where.has_normal else INSIDE
+        level = self.network.level[self.network.leaves].to(part.factor).mean(1)
+        return replace(part, factor=part.factor * 2 ** (-power * level[part.cell]))
 
     def _corners(self, k: int) -> tuple[Tensor, Tensor]:
         """Of a box, in coordinates as they are."""
@@ -187,7 +203,7 @@ class PatchSystem:
         transform = np.polynomial.legendre.legvander(nodes, count - 1).T * mass * np.sqrt(np.arange(count) + 0.5)[:, None]
         grid = torch.cartesian_prod(*[torch.as_tensor(nodes)] * d).view(-1, d).to(low)
         with torch.no_grad():
-            modes = self.network((low + high) / 2 + grid * (high - low) / 2).T.cpu().numpy().reshape(-1, *[count] * d)
+            modes = self.network.regular((low + high) / 2 + grid * (high - low) / 2).T.cpu().numpy().reshape(-1, *[count] * d)
         for axis in range(1, d + 1):
             modes = np.moveaxis(np.tensordot(transform, modes, axes=(1, axis)), 0, axis)
         energy = [float(np.square(np.moveaxis(modes, axis, 0)[count // 2 :]).sum()) for axis in range(1, d + 1)]
@@ -217,7 +233,7 @@ class PatchSystem:
         for part in self.points(fresh=True):
             for x in part.block.x.split(PIECE):
                 with torch.no_grad():
-                    hidden, right = self.network.hidden(x, *self.network.near(x)), other(x)
+                    hidden, right = self.network.hidden(x, *self.network.near(x)), other(x) - self.network.enriched(x)
                 rows += [Rows(boxes, hidden[p, : len(boxes) * each], right[p]) for boxes, p in self._groups(x)]
         with torch.no_grad():
             for k, found in self.least(rows, each).items():
