@@ -1,8 +1,8 @@
 """The residuals of a task in the weights of patches, at points of these patches, and their least-squares solution.
 
-Residuals in a patch are weighed by a power of its size h: a residual in a small part of the domain makes a small error, and at a
-corner, where derivatives of the solution have no finite mean square, it would be all that a least-squares solution minds. With
-such weights it is near the solution in the corner's norm (Cox & Fix 1984; Lee, Manteuffel & Westphal 2006).
+Residuals inside a patch are weighed by its size h, those on sides by its root (as mesh-dependent norms have it: Aziz, Kellogg &
+Stephens 1985): a residual in a small part of the domain makes a small error. Without that a corner, at which the derivatives of
+a solution have no finite mean square, would be all that counts (Cox & Fix 1984; Lee, Manteuffel & Westphal 2006).
 """
 
 from __future__ import annotations
