@@ -10,15 +10,11 @@ at the bottom, where its constant is fixed. How fast the lid moves is `lid`:
 At Re 100 and 1000 the velocity has a reference: spectral elements, graded towards the corners (`benchmarks/cavity.py`).
 """
 
-from torch import cosh, ones_like, tensor
+import math
+
+from torch import cosh
 
 from pinnsketch import Box, Data, Problem, Reference, Term, laplacian
-
-LIDS = {
-    "full": ones_like,
-    "steep": lambda x: 1 - cosh(50 * x - 25) / cosh(tensor(25.0)),
-    "parabola": lambda x: 4 * x * (1 - x),
-}
 
 
 def momentum_x(u, v, p, re):
@@ -33,9 +29,18 @@ def continuity(u, v):
     return u.x + v.y
 
 
+def steep(x):
+    return 1 - cosh(50 * x - 25) / math.cosh(25)
+
+
+def parabola(x):
+    return 4 * x * (1 - x)
+
+
 def problem(re: float = 100.0, lid: str = "full") -> Problem:
-    if lid not in LIDS:
-        raise ValueError(f"lid: expected one of {', '.join(LIDS)}; got {lid}.")
+    lids = {"full": lambda x: 1.0, "steep": steep, "parabola": parabola}
+    if lid not in lids:
+        raise ValueError(f"lid: expected one of {', '.join(lids)}; got {lid}")
     domain = Box(x=(0, 1), y=(0, 1))
     name = f"cavity_{re:.0f}" + (f"_{lid}" if lid != "full" else "")
     return Problem(
@@ -46,7 +51,7 @@ def problem(re: float = 100.0, lid: str = "full") -> Problem:
             "momentum_x": Term(domain.interior, momentum_x),
             "momentum_y": Term(domain.interior, momentum_y),
             "continuity": Term(domain.interior, continuity),
-            "walls_u": Term(domain.boundary, lambda u, x, y: u - LIDS[lid](x) * (y == 1), weight=10),
+            "walls_u": Term(domain.boundary, lambda u, x, y: u - lids[lid](x) * (y == 1), weight=10),
             "walls_v": Term(domain.boundary, lambda v: v, weight=10),
             "corner": Term(Data({"x": [0.0], "y": [0.0]}), lambda p: p),
         },

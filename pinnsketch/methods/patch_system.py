@@ -32,6 +32,8 @@ SHARE = 2
 """One in so many of these is enough to judge by."""
 PIECE = 1024
 """Points whose rows are made at a time."""
+WATCHED = 4
+"""Whole steps within which the loss must have fallen."""
 CLOSE = 1.2
 """How many times its prediction the loss may be after a whole step for the next to be hardly worth it."""
 ALIKE = 4.0
@@ -175,7 +177,7 @@ class PatchSystem:
         if affine:
             self.weights.place(step)
             return Solve(predicted, True)
-        length, after = 1.0, inf
+        length, after = 0.5, self._ahead(step, before)
         while length >= SHORTEST and not after < before:
             self.weights.place(origin + length * step)
             after, length = self.loss(), length / 2
@@ -185,6 +187,22 @@ class PatchSystem:
         done = length == 0.5 and after < CLOSE * predicted
         falls = after < STILL * before and predicted < FALLS * before
         return Solve(after, done or not falls)
+
+    def _ahead(self, step: Tensor, before: float) -> float:
+        """The loss after a whole step and, as long as each halves it at least, further ones, until it is lower than before.
+
+        After a whole step what is left is of second order: more than before, where residuals were small and the step was not.
+        A line search would cut it short, though the next step may take that away (Chamberlain et al. 1982, the watchdog).
+        """
+        last = inf
+        for _ in range(WATCHED):
+            self.weights.place(self.weights.now + step)
+            after = self.loss()
+            if after < before or not after < last / 2:
+                return after
+            rows, last = self.rows()
+            step = self._vector(self.least(rows, self.network.output.out_features * self.network.each))
+        return inf
 
     def _vector(self, found: Mapping[int, Tensor]) -> Tensor:
         """A change of all parameters, given by patch."""
