@@ -296,7 +296,7 @@ def test_products_with_a_jacobian_of_patches_are_those_of_its_rows():
 
 
 def test_a_whole_step_that_raises_the_loss_is_kept_where_the_next_one_lowers_it():
-    """u = 1 and v = u^2 (Rosenbrock 1960): from zero the first step meets one, the second the other; a line search takes many."""
+    """u = 1 and v = u^2 (Rosenbrock 1960): from zero the first step meets one, the second the other."""
     terms = {"one": Term(BOX.interior, lambda u: u - 1), "two": Term(BOX.interior, lambda u, v: 10 * (v - u.value**2))}
     network = Patches(SQUARE, 2, width=20, each=20, generator=torch.Generator().manual_seed(0))
     found = PatchSystem(Collocation(Problem(BOX, "u v", terms)), Trial(network))

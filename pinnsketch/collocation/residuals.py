@@ -54,7 +54,7 @@ class Residuals:
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self.put({})
+        self._parameters = problem.numbers
 
     def put(self, parameters: Mapping[str, float]) -> None:
         """Give some parameters other values than the problem has, and the rest those."""
