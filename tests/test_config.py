@@ -69,11 +69,11 @@ UNKNOWN_KEYS = {
     "adam": ({"train": {"method": "adam", "rl": 1}}, "adam has no option 'rl' (known: steps, decay, parameters, lr, betas)"),
     "lbfgs": (
         {"train": [{"method": "adam"}, {"method": "lbfgs", "lr": 1}]},
-        "train.schedule.1: lbfgs has no option 'lr' (known: steps, decay, history, evaluations)",
+        "train.schedule.1: lbfgs has no option 'lr' (known: steps, decay, parameters, history, evaluations)",
     ),
     "close option": (
         {"train": {"method": "lbfgs", "histroy": 1}},
-        "lbfgs has no option 'histroy'; did you mean 'history'? (known: steps, decay, history, evaluations)",
+        "lbfgs has no option 'histroy'; did you mean 'history'? (known: steps, decay, parameters, history, evaluations)",
     ),
 }
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, field_serializer, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from pinnsketch.config.options import check_decay, check_options, make_stage, options_of
@@ -41,7 +41,7 @@ class StageConfig(Section):
     method: Annotated[str, row_of(METHODS, "method")]
     steps: Count = 2000
     decay: Decay = "none"
-    parameters: dict[str, Number] = {}
+    parameters: dict[str, Number] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _options_of_the_method(self) -> StageConfig:
