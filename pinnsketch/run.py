@@ -234,6 +234,7 @@ class Run(Running):
     def finish(self, interrupted: bool = False) -> Solution:
         """End the run where it stands, write everything, and return the solution; it says what happened in `outcome`."""
         self.course.end(interrupted, "solved")
+        self.task.put({})
         if self.outcome == "solved":  # one may be left from before the run was resumed
             self.course.place.attempt(lambda path: (path / blackbox.NAME).unlink(missing_ok=True))
         if self._writer:
