@@ -193,7 +193,7 @@ def test_the_flow_in_the_cavity_is_that_of_botella_and_peyret():
 def test_the_cavity_has_a_reference_for_each_lid(lid):
     for re in (100.0, 1000.0):
         problem = load_problem(ROOT / "problems" / "cavity.py", {"re": re, "lid": lid})
-        assert problem.tabulated.error < 1e-3
+        assert problem.tabulated.error < (1e-3 if lid == "full" else 1e-4)
         name = f"cavity_{re:.0f}" + ("" if lid == "full" else f"_{lid}")
         assert (ROOT / "pinnsketch" / "references" / f"{name}.npz").stat().st_size < 60_000
     assert load_problem(ROOT / "problems" / "cavity.py", {"re": 50.0, "lid": lid}).tabulated is None
