@@ -1,18 +1,19 @@
 """The velocity in a lid-driven cavity, at which `problems/cavity.py` measures its errors: written to pinnsketch/references/.
 
 Steady Navier-Stokes equations by spectral elements on a tensor grid: velocity of degree k, pressure of degree k - 1, both
-continuous (Taylor & Hood 1973), Newton's method from the flow at a lower Re or degree. The lid's velocity jumps in the corners,
-so that the elements there shrink in geometric progression; in the last one the jump is a ramp.
+continuous (Taylor & Hood 1973), Newton's method from the flow at a lower Re or degree. Where the lid's velocity jumps in the
+corners, or falls to zero near them, the elements there shrink in geometric progression; in the last one a jump is a ramp.
 The error that is saved is the relative L2 difference, on the points that are saved, from a solution of degree k - 1 with a
 layer of elements less.
 
-    python benchmarks/cavity.py [--degree K] [--out FOLDER]
+    python benchmarks/cavity.py [--lid NAME] [--degree K] [--out FOLDER]        (other lids: degree 8)
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,13 @@ SPARING: Any = {"permc_spec": "MMD_AT_PLUS_A", "diag_pivot_thresh": 0.1, "option
 PLACES = 41
 """Points that are saved along each side, in the middles of equal cells."""
 PUBLISHED = {"u": -0.0620561, "v": 0.0257995}
-"""In the centre at Re 1000: Botella & Peyret (1998), table 9."""
+"""In the centre at Re 1000, where the lid has speed 1 throughout: Botella & Peyret (1998), table 9."""
+LIDS: dict[str, Callable[[Any], Any]] = {
+    "full": np.ones_like,
+    "steep": lambda x: 1 - np.cosh(50 * (x - 0.5)) / np.cosh(25),
+    "parabola": lambda x: 4 * x * (1 - x),
+}
+"""Speeds of the lid, those of `problems/cavity.py`."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +88,14 @@ def graded(layers: int) -> Any:
 
 
 class Cavity:
-    """The equations, discretized: `degree` of the velocity, `layers` of elements towards the corners at the lid."""
+    """The equations, discretized: `degree` of the velocity, `layers` of elements towards the corners at the lid.
 
-    def __init__(self, degree: int, layers: int) -> None:
+    Args:
+        degree, layers: as above.
+        speed: of the lid, at places `(n,)`.
+    """
+
+    def __init__(self, degree: int, layers: int, speed: Callable[[Any], Any] = np.ones_like) -> None:
         side, floor = graded(layers), graded(1)
         x = np.concatenate([side, 1 - side[-2::-1]])
         y = np.concatenate([floor, 1 - side[-2::-1]])
@@ -102,7 +114,7 @@ class Cavity:
         wall = [np.isin(np.arange(line.size), [0, line.size - 1]) for line in lines]
         top = np.arange(lines[1].size) == lines[1].size - 1
         inside = ~(wall[0][:, None] | wall[1][None, :]).ravel()
-        self.lid = ((~wall[0])[:, None] & top[None, :]).ravel().astype(float)
+        self.lid = (np.where(wall[0], 0.0, speed(lines[0].positions))[:, None] * top[None, :]).ravel()
         pressure = np.arange(p.shape[1]) > 0
         self.free = np.flatnonzero(np.concatenate([inside, inside, pressure]))
 
@@ -151,14 +163,16 @@ class Cavity:
 
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    words.add_argument("--lid", choices=LIDS, default="full")
     words.add_argument("--degree", type=int, default=7, help="of the velocity; layers are two less")
     words.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "pinnsketch" / "references")
     given = words.parse_args()
     places = (np.arange(PLACES) + 0.5) / PLACES
     points = np.stack(np.meshgrid(places, places, indexing="ij"), -1).reshape(-1, 2)
+    given.out.mkdir(exist_ok=True)
     cavity, flows, shown = None, dict[int, Any](), list[dict[int, Any]]()
     for degree in range(5, given.degree + 1):
-        began, coarser, cavity = time.perf_counter(), cavity, Cavity(degree, degree - 2)
+        began, coarser, cavity = time.perf_counter(), cavity, Cavity(degree, degree - 2, LIDS[given.lid])
         print(f"degree {degree}, {degree - 2} layers: {len(cavity.free):,} unknowns")
         if coarser is None:
             for re, before in ((100, None), (400, 100), (1000, 400)):
@@ -167,13 +181,14 @@ def main() -> None:
             flows = {re: cavity.solve(re, cavity.like(coarser, flows[re])) for re in (100, 1000)}
         shown.append({re: cavity.at(flows[re], places, places) for re in (100, 1000)})
         print(f"  {time.perf_counter() - began:.0f} s, in the centre at Re 1000:", end="")
-        print(*(f" {name} {shown[-1][1000][name][PLACES // 2, PLACES // 2]:.7f} ({PUBLISHED[name]:.7f})" for name in "uv"))
-    given.out.mkdir(exist_ok=True)
-    for re in (100, 1000):
-        there, here = (np.stack([level[re][name].ravel() for name in "uv"]) for level in shown[-2:])
-        error = float(np.linalg.norm(here - there) / np.linalg.norm(here))
-        print(f"Re {re}: error {error:.1e}, at a point {np.abs(here - there).max():.1e}")
-        Reference(points, dict(zip("uv", here, strict=True)), error).save(given.out / f"cavity_{re}.npz")
+        print(*(f" {name} {shown[-1][1000][name][PLACES // 2, PLACES // 2]:.7f}" for name in "uv"), end="")
+        print(f" ({PUBLISHED['u']}, {PUBLISHED['v']} are published)" if given.lid == "full" else "")
+        for re in (100, 1000) if coarser else ():
+            there, here = (np.stack([level[re][name].ravel() for name in "uv"]) for level in shown[-2:])
+            error = float(np.linalg.norm(here - there) / np.linalg.norm(here))
+            print(f"  Re {re}: error {error:.1e}, at a point {np.abs(here - there).max():.1e}", flush=True)
+            name = f"cavity_{re}" + (f"_{given.lid}" if given.lid != "full" else "")
+            Reference(points, dict(zip("uv", here, strict=True)), error).save(given.out / f"{name}.npz")
 
 
 if __name__ == "__main__":

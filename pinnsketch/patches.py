@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from math import comb, log
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pinnsketch.blank import blank
 from pinnsketch.features import activation_of
-from pinnsketch.jets import Jet, sparse_linear
+from pinnsketch.jets import Jet, of_points, sparse_linear
 
 REACH = 0.35
 """How far a window reaches beyond its box, over the width of that."""
@@ -27,14 +27,14 @@ FAR = 1e3
 class Patches(nn.Module):
     """Random features in the leaves of a tree of boxes.
 
-        u = sum_k w_k(x) sum_j v_kj sigma(a_kj . (x - c_kj)),    w_k = phi_k / sum_l phi_l
+        u = sum_k w_k(x) sum_j v_kj sigma(a_kj . (x - c_kj)) + sum_i s_i f_i(x),    w_k = phi_k / sum_l phi_l
 
     The bump phi_k of box k is a product over coordinates of (erf(z - low) - erf(z - high)) / 2, z in units of REACH / VANISHES
     of its width: away from its neighbours a window w_k is zero to rounding, and they sum to one whatever the boxes are.
     Directions a_kj are uniform in [-R, R]^d over half the width of a box, centres c_kj uniform in it, so that features shrink
     with their box (Babuska & Guo 1988: a corner needs boxes that halve towards it). In a box that is small enough a solution
     is a polynomial, and F features hold those up to a degree p, the better the smaller R is, by weights of size R^-p; so R is
-    such that R^p = SPREAD. Only v trains, from zero. There is one box at first; the method `patches` splits those with the
+    such that R^p = SPREAD. Only v and s train, from zero. There is one box at first; the method `patches` splits those with the
     largest residuals.
 
     Along a periodic coordinate a point sees each box at its nearest image, so that windows wrap around; it is halved at first,
@@ -48,6 +48,7 @@ class Patches(nn.Module):
         activation: sigma: tanh or sin.
         frequency: factor of R.
         periodic: which inputs are, by number.
+        enrichment: functions f_i that map points `(n, d)` to values `(n, 1)`, such as the singular one of a corner.
         generator: draws the features; equal generators give equal networks.
         dtype: of all parameters.
 
@@ -86,6 +87,7 @@ class Patches(nn.Module):
         activation: str = "tanh",
         frequency: float = 1.0,
         periodic: Sequence[int] = (),
+        enrichment: Sequence[Callable[[Tensor], Tensor]] = (),
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
@@ -117,6 +119,10 @@ class Patches(nn.Module):
         for axis in periodic:
             for box in self.leaves:
                 self.split(box, axis)
+        self._enrichment = tuple(enrichment)
+        if self._enrichment:
+            self.singular = blank(nn.Linear, len(self._enrichment), outputs, bias=False, dtype=dtype)
+            nn.init.zeros_(self.singular.weight)
 
     @property
     def each(self) -> int:
@@ -196,6 +202,15 @@ class Patches(nn.Module):
         return torch.where(meant, index, index[:, :1]), meant
 
     def forward(self, x: Any) -> Any:
+        found = self.regular(x)
+        return found + self.enriched(x) if self._enrichment else found
+
+    def enriched(self, x: Any) -> Any:
+        """The part of the enrichment, at points `(n, d)`: `(n, m)`; 0 where there is none."""
+        return self.singular(torch.cat([of_points(f, x) for f in self._enrichment], 1)) if self._enrichment else 0.0
+
+    def regular(self, x: Any) -> Any:
+        """The part of the features of boxes, at points `(n, d)`: `(n, m)`."""
         plain = x.value if isinstance(x, Jet) else x.detach()
         index, meant = self.near(plain)
         columns = (index[..., None] * self.each + torch.arange(self.each, device=index.device)).flatten(1)

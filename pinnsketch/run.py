@@ -27,7 +27,7 @@ from pinnsketch.methods.wight2020_time_marching import expect_slabs
 from pinnsketch.monitor import Monitor
 from pinnsketch.network import build
 from pinnsketch.origin import Origin, trace
-from pinnsketch.problem import Data, Problem
+from pinnsketch.problem import Data, Problem, ProblemError
 from pinnsketch.record import write_results
 from pinnsketch.slabs import Slabs
 from pinnsketch.solution import Solution
@@ -96,6 +96,14 @@ class Run(Running):
             warnings.append(
                 "the problem's enrichment is left out: it is for networks of kind features, not for one of your own."
             )
+        for stage in reversed(schedule):
+            self.task.put(stage.parameters)
+        if schedule[-1].parameters:
+            raise ProblemError(
+                "train: expected a last stage that solves the problem itself; got one with other parameters, "
+                f"{', '.join(schedule[-1].parameters)}. Add a stage without them, or set them in the problem."
+            )
+        self.task.put({})
         self.course = Course(
             "trial",
             self.trial,
@@ -226,6 +234,7 @@ class Run(Running):
     def finish(self, interrupted: bool = False) -> Solution:
         """End the run where it stands, write everything, and return the solution; it says what happened in `outcome`."""
         self.course.end(interrupted, "solved")
+        self.task.put({})
         if self.outcome == "solved":  # one may be left from before the run was resumed
             self.course.place.attempt(lambda path: (path / blackbox.NAME).unlink(missing_ok=True))
         if self._writer:

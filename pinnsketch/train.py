@@ -20,7 +20,8 @@ class Task(Protocol):
 
     It may also have `pieces(model, batch)`, the batch in parts that are evaluated one after another and whose losses add up to
     its own, `saved(model, piece)`, the bytes that a piece keeps for its reverse pass, and `chosen(model, draw)`, the data of a
-    draw for a model as it is, in place of `batch` where `chooses` is true.
+    draw for a model as it is, in place of `batch` where `chooses` is true, and `put(parameters)`, which gives parameters of a
+    problem other values.
     """
 
     @property
@@ -54,12 +55,16 @@ The cosine is that of Loshchilov & Hutter (2017), equation 5, without restarts.
 
 @dataclass(frozen=True)
 class Stage:
-    """A method, how many steps it takes, its options, and how its step size falls over these steps, a name in `DECAYS`."""
+    """A method, how many steps it takes, its options, and how its step size falls over these steps, a name in `DECAYS`.
+
+    `parameters`: values that parameters of the problem have while it lasts, in place of their own.
+    """
 
     method: str = "adam"
     steps: int = 1000
     options: Mapping[str, Any] = field(default_factory=dict)
     decay: str = "none"
+    parameters: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,9 @@ def train(
     index, first = (state["index"], state["stage"]) if state else (0, 0)
     done = state["done"] if state else 0
     for number, stage in enumerate(schedule[first:], start=first):
+        if any(each.parameters for each in schedule):
+            task.put(stage.parameters)  # type: ignore[attr-defined]
+            getattr(gradient, "renew", lambda: None)()  # what is compiled, or captured, has their values in it
         parameters = [p for p in model.parameters() if p.requires_grad]  # a method may have changed which these are
         acting = getattr(model, "acting", model)  # of a network in slabs of time, the part that trains
         method: Method = METHODS[stage.method](parameters, **stage.options)

@@ -66,14 +66,14 @@ UNKNOWN_KEYS = {
         "(known: every, readings, terms, lags, entries, size, rank, decay, adaptive, tensorboard)",
     ),
     "not text": ({"network": {3: 4}}, "network: there is no key 3 here (known: kind, width, depth, activation"),
-    "adam": ({"train": {"method": "adam", "rl": 1}}, "adam has no option 'rl' (known: steps, decay, lr, betas)"),
+    "adam": ({"train": {"method": "adam", "rl": 1}}, "adam has no option 'rl' (known: steps, decay, parameters, lr, betas)"),
     "lbfgs": (
         {"train": [{"method": "adam"}, {"method": "lbfgs", "lr": 1}]},
-        "train.schedule.1: lbfgs has no option 'lr' (known: steps, decay, history, evaluations)",
+        "train.schedule.1: lbfgs has no option 'lr' (known: steps, decay, parameters, history, evaluations)",
     ),
     "close option": (
         {"train": {"method": "lbfgs", "histroy": 1}},
-        "lbfgs has no option 'histroy'; did you mean 'history'? (known: steps, decay, history, evaluations)",
+        "lbfgs has no option 'histroy'; did you mean 'history'? (known: steps, decay, parameters, history, evaluations)",
     ),
 }
 

@@ -175,11 +175,13 @@ STEPS = 15
 
 
 def cut(config):
-    """The same config with few steps a stage, and few points."""
+    """The same config with few steps a stage, few points, and few patches."""
     values = config.model_dump()
     for stage in values["train"]["schedule"]:
         stage["steps"] = STEPS
     values["points"] |= {"interior": 60, "boundary": 20, "test": 100, "terms": {}}
+    if config.network.kind == "patches":  # which have points of their own
+        values["network"]["width"] = 8 * config.network.each
     return make_config(values)
 
 

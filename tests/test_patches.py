@@ -352,6 +352,25 @@ def test_rows_by_patches_are_those_of_the_whole_jacobian(made):
     assert loss == pytest.approx(found.loss(), rel=1e-12)
 
 
+def test_residuals_are_weighed_by_the_size_of_their_patch_and_data_is_not():
+    data = Data({"x": np.linspace(-0.9, 0.9, 40), "t": np.linspace(0.1, 0.9, 40)})
+    terms = {
+        "inside": Term(BOX.interior, nonlinear),
+        "start": Term(BOX.start("t"), lambda u: u),
+        "seen": Term(data, lambda u: u - 1),
+    }
+    found = system({"a": 1.0}, splits=((0, 0), (0, 1)), **terms)
+    low, high = found.network.boxes()
+    size = ((high - low) / 2)[found.network.leaves].prod(1).sqrt()
+    powers = {"inside": 1.0, "start": 0.5, "seen": 0.0}
+    even = found.task.within([found._cell(k) for k in found.network.leaves], 24, 9, 0)
+    assert [part.block.terms for part in even] == [(name,) for name in terms]
+    for part, weighed in zip(even, found.points(), strict=True):
+        expected = part.factor * size[part.cell] ** powers[part.block.terms[0]]
+        torch.testing.assert_close(weighed.factor.sort().values, expected.sort().values)
+    assert len(size.unique()) > 1
+
+
 def test_products_with_a_jacobian_of_patches_are_those_of_its_rows():
     found = system()
     block = found.task.batch()[0].piece(0, 30)
@@ -379,6 +398,16 @@ def test_the_solution_by_patches_is_that_of_the_whole_jacobian(made):
     y = torch.cat([x[k] for k in sizes])[:, 0]
     assert float((a @ y - b[:, 0]).norm()) == pytest.approx(float((a @ expected - b[:, 0]).norm()), rel=1e-9)
     torch.testing.assert_close(a @ y, a @ expected, rtol=1e-6, atol=1e-9 * float(b.norm()))
+
+
+def test_a_whole_step_that_raises_the_loss_is_kept_where_the_next_one_lowers_it():
+    """u = 1 and v = u^2 (Rosenbrock 1960): from zero the first step meets one, the second the other."""
+    terms = {"one": Term(BOX.interior, lambda u: u - 1), "two": Term(BOX.interior, lambda u, v: 10 * (v - u.value**2))}
+    network = Patches(SQUARE, 2, width=20, each=20, generator=torch.Generator().manual_seed(0))
+    found = PatchSystem(Collocation(Problem(BOX, "u v", terms)), Trial(network))
+    assert found.loss() == pytest.approx(1)
+    assert found.solve(affine=False).loss < 1e-6
+    assert float((network(points(20)) - 1).detach().abs().max()) < 1e-3
 
 
 # --- refinement --------------------------------------------------------------------------------------------------------------
@@ -447,6 +476,30 @@ def test_patches_that_halve_towards_a_corner_lower_the_error_geometrically_where
     count, uniform = corner([lambda low, high: True] * 2 + [lambda low, high: low[0] < 0])
     assert count > 21
     assert uniform > 1.5 * errors[1][1]
+
+
+def test_an_enrichment_beside_patches_is_found_and_saved(tmp_path):
+    problem = load_problem(PROBLEMS / "poisson_l_shape.py", {"enriched": True})
+    network = {"kind": "patches", "width": 80, "each": 20}
+    found = solve(problem, network=network, train={"method": "patches"}, monitor=False)
+    assert found.error["overall"] < 1e-10
+    weights = found.trial.network.singular.weight[0]
+    torch.testing.assert_close(weights.detach(), torch.tensor([1.0, 0, 0, 0], dtype=F64), rtol=0, atol=1e-7)
+    found.save(tmp_path / "model.pt")
+    assert Solution.load(tmp_path / "model.pt", problem=problem)(x=-0.3, y=0.1) == found(x=-0.3, y=0.1)
+
+
+def test_with_an_enrichment_too_the_function_is_after_a_refinement_what_it_was():
+    problem = load_problem(PROBLEMS / "poisson_l_shape.py", {"enriched": True})
+    network = Patches(SQUARE, width=400, enrichment=problem.enriching, generator=torch.Generator().manual_seed(0))
+    found, x = PatchSystem(Collocation(problem), Trial(network)), points(200)
+    x = x[torch.tensor(problem.domain.distance(x.numpy()) < 0)]
+    with torch.no_grad():
+        network.output.weight[:, :80] = torch.linspace(-1, 1, 80)
+        network.singular.weight.fill_(2.0)
+    before = network(x).detach()
+    found.refine([(0, 0)], fit=True)
+    assert float((network(x).detach() - before).norm()) < 1e-7 * float(before.norm())
 
 
 def test_the_method_finds_the_corner():

@@ -85,6 +85,22 @@ class Collocation:
         self.plans = Plans(Residuals(problem))
         self.slabs, self._before = slabs, tuple[Trial, ...]()
 
+    def put(self, parameters: Mapping[str, float]) -> None:
+        """Give some parameters of the problem other values, and the rest their own.
+
+        Raises:
+            ProblemError: if one is not there, trains, or is asked for by no residual.
+        """
+        for name in parameters:
+            if name not in self.problem.numbers:
+                known = ", ".join(self.problem.numbers) or "none"
+                raise ProblemError(f"train: expected parameters of the problem that are numbers ({known}); got {name!r}.")
+            if not any(name in term.needs for term in self.problem.terms.values()):
+                raise ProblemError(
+                    f"train: no residual asks for the parameter {name!r} by name, so that another value would change nothing."
+                )
+        self.plans.residuals.put(parameters)
+
     def batch(self, draw: int = 0, times: int = 1) -> tuple[Block, ...]:
         """The collocation points of a draw: the same number gives the same points, another gives fresh ones.
 

@@ -56,6 +56,10 @@ class Residuals:
         self._problem = problem
         self._parameters = problem.numbers
 
+    def put(self, parameters: Mapping[str, float]) -> None:
+        """Give some parameters other values than the problem has, and the rest those."""
+        self._parameters = {**self._problem.numbers, **parameters}
+
     def at(self, trial: Trial, block: Block, plan: Plan, uses: list[Use] | None = None) -> dict[str, Tensor]:
         """Those of a block by term, `(n, k)`, as a plan says; `uses`: where it is noted which weights a forward pass uses."""
         x = block.x.to(trial.dtype)

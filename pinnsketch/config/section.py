@@ -54,6 +54,7 @@ def did_you_mean(name: object, known: Any) -> str:
 Count = Annotated[int, BeforeValidator(whole), Field(gt=0)]
 Whole = Annotated[int, BeforeValidator(whole), Field(ge=0)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Seed = Annotated[int, BeforeValidator(whole), Field(ge=0, lt=2**63)]
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, field_serializer, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_serializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from pinnsketch.config.options import check_decay, check_options, make_stage, options_of
-from pinnsketch.config.section import Count, Positive, Section, Seed, did_you_mean, row_of
+from pinnsketch.config.section import Count, Number, Positive, Section, Seed, did_you_mean, row_of
 from pinnsketch.methods import METHODS
 from pinnsketch.train import DECAYS, Stage
 
@@ -30,17 +31,21 @@ def _auto_or_switch(value: Any) -> Any:
 
 
 class StageConfig(Section):
-    """A method, its steps, its own options (`lr`, `history`, ...), and how its step size falls over these steps."""
+    """A method, its steps, its own options (`lr`, `history`, ...), and how its step size falls over these steps.
+
+    `parameters`: values of the problem's parameters while it lasts, for solutions that are reached from an easier problem's.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
     method: Annotated[str, row_of(METHODS, "method")]
     steps: Count = 2000
     decay: Decay = "none"
+    parameters: dict[str, Number] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _options_of_the_method(self) -> StageConfig:
-        check_options(self.method, self.options, ("steps", "decay"))
+        check_options(self.method, self.options, ("steps", "decay", "parameters"))
         check_decay(self.method, self.decay)
         return self
 
@@ -49,7 +54,7 @@ class StageConfig(Section):
         return dict(self.model_extra or {})
 
     def stage(self) -> Stage:
-        return make_stage(self.method, self.steps, self.options, self.decay)
+        return replace(make_stage(self.method, self.steps, self.options, self.decay), parameters=self.parameters)
 
 
 class TrainConfig(Section):
@@ -79,7 +84,8 @@ class TrainConfig(Section):
             if "schedule" in data:
                 raise PydanticCustomError("both", "give either a method or a schedule of methods, not both")
             mine = {key: value for key, value in data.items() if key in cls.model_fields}
-            known = ("method", "steps", "decay", *options_of(data["method"])) if data["method"] in tuple(METHODS) else data
+            beside = ("method", "steps", "decay", "parameters")
+            known = (*beside, *options_of(data["method"])) if data["method"] in tuple(METHODS) else data
             for key in data.keys() - mine.keys() - set(known):
                 if get_close_matches(str(key), cls.model_fields, 1):
                     raise PydanticCustomError(

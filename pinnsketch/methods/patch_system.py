@@ -1,9 +1,15 @@
-"""The residuals of a task in the weights of patches, at points of these patches, and their least-squares solution."""
+"""The residuals of a task in the weights of patches, at points of these patches, and their least-squares solution.
+
+Residuals inside a patch are weighed by its size h, those on sides by its root (as mesh-dependent norms have it: Aziz, Kellogg &
+Stephens 1985): a residual in a small part of the domain makes a small error. Without that a corner, at which the derivatives of
+a solution have no finite mean square, would be all that counts (Cox & Fix 1984; Lee, Manteuffel & Westphal 2006).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from math import inf, isfinite
 from typing import Any, NamedTuple
 
@@ -16,13 +22,18 @@ from pinnsketch.methods.least_squares import FALLS, FRESH, SHORTEST, STILL, Weig
 from pinnsketch.methods.multifrontal import Rows, dissected, least_squares
 from pinnsketch.patches import Patches
 from pinnsketch.points import Cell
+from pinnsketch.problem import Data
 
 ROWS, EDGE = 3, 3
 """Points of a patch for each of its features, and on a boundary for each along it."""
+INSIDE, SIDES = 1.0, 0.5
+"""Powers of the size of a patch that residuals are weighed by."""
 SHARE = 2
 """One in so many of these is enough to judge by."""
 PIECE = 1 << 10, 1 << 13
 """Points whose rows are made at a time: on a CPU its cache holds most of them; a GPU wants more."""
+WATCHED = 4
+"""Whole steps within which the loss must have fallen."""
 CLOSE = 1.2
 """How many times its prediction the loss may be after a whole step for the next to be hardly worth it."""
 ALIKE = 4.0
@@ -60,7 +71,7 @@ class PatchSystem:
         d, each, share = self.network.level.shape[1], self.network.each, SHARE if fresh else 1
         interior, boundary = ROWS * each // share, max(EDGE * round(each ** ((d - 1) / d)) // share, 1)
         cells = self.cells(self.network.leaves)
-        drawn = self.task.within(cells, interior, boundary, FRESH if fresh else 0)
+        drawn = map(self._weighed, self.task.within(cells, interior, boundary, FRESH if fresh else 0))
         found = [part.at(self.network.near(part.block.x)[1].sum(1).argsort(stable=True)) for part in drawn]
         if not fresh:
             self._points = found
@@ -71,6 +82,13 @@ class PatchSystem:
         low, high = (corner[boxes].cpu().numpy() for corner in self.network.corners())
         keys = torch.cat([self.network.level[boxes], self.network.place[boxes]], dim=1).tolist()
         return [Cell(low[k], high[k], tuple(key)) for k, key in enumerate(keys)]
+
+    def _weighed(self, part: Within) -> Within:
+        """The points with the size of their patch, over that of the domain, in their factors; data stays as it is."""
+        where = self.task.problem.terms[part.block.terms[0]].where
+        power = 0.0 if isinstance(where, Data) else SIDES if where.has_normal else INSIDE
+        level = self.network.level[self.network.leaves].to(part.factor).mean(1)
+        return replace(part, factor=part.factor * 2 ** (-power * level[part.cell]))
 
     def residuals(self, points: Sequence[Within]) -> list[Tensor]:
         """Scaled residuals at points with their factors, `(c, n)` by block."""
@@ -157,7 +175,7 @@ class PatchSystem:
         if affine:
             self.weights.place(step)
             return Solve(predicted, True)
-        length, after = 1.0, inf
+        length, after = 0.5, self._ahead(step, before)
         while length >= SHORTEST and not after < before:
             self.weights.place(origin + length * step)
             after, length = self.loss(), length / 2
@@ -167,6 +185,22 @@ class PatchSystem:
         done = length == 0.5 and after < CLOSE * predicted
         falls = after < STILL * before and predicted < FALLS * before
         return Solve(after, done or not falls)
+
+    def _ahead(self, step: Tensor, before: float) -> float:
+        """The loss after a whole step and, as long as each halves it at least, further ones, until it is lower than before.
+
+        After a whole step what is left is of second order: more than before, where residuals were small and the step was not.
+        A line search would cut it short, though the next step may take that away (Chamberlain et al. 1982, the watchdog).
+        """
+        last = inf
+        for _ in range(WATCHED):
+            self.weights.place(self.weights.now + step)
+            after = self.loss()
+            if after < before or not after < last / 2:
+                return after
+            rows, last = self.rows()
+            step = self._vector(self.least(rows, self.network.output.out_features * self.network.each))
+        return inf
 
     def _vector(self, found: Mapping[int, Tensor]) -> Tensor:
         """A change of all parameters, given by patch."""
@@ -185,7 +219,7 @@ class PatchSystem:
         transform = np.polynomial.legendre.legvander(nodes, count - 1).T * mass * np.sqrt(np.arange(count) + 0.5)[:, None]
         grid = torch.cartesian_prod(*[torch.as_tensor(nodes)] * d).view(-1, d).to(low)
         with torch.no_grad():
-            modes = self.network((low + high) / 2 + grid * (high - low) / 2).T.cpu().numpy().reshape(-1, *[count] * d)
+            modes = self.network.regular((low + high) / 2 + grid * (high - low) / 2).T.cpu().numpy().reshape(-1, *[count] * d)
         for axis in range(1, d + 1):
             modes = np.moveaxis(np.tensordot(transform, modes, axes=(1, axis)), 0, axis)
         energy = [float(np.square(np.moveaxis(modes, axis, 0)[count // 2 :]).sum()) for axis in range(1, d + 1)]
@@ -216,7 +250,7 @@ class PatchSystem:
         for part in self.points(fresh=True):
             for x in part.block.x.split(self._piece):
                 with torch.no_grad():
-                    hidden, right = self.network.hidden(x, *self.network.near(x)), other(x)
+                    hidden, right = self.network.hidden(x, *self.network.near(x)), other(x) - self.network.enriched(x)
                 rows += [Rows(boxes, hidden[p, : len(boxes) * each], right[p]) for boxes, p in self._groups(x)]
         with torch.no_grad():
             for k, found in self.least(rows, each).items():
