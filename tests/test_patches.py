@@ -363,7 +363,7 @@ def test_residuals_are_weighed_by_the_size_of_their_patch_and_data_is_not():
     low, high = found.network.boxes()
     size = ((high - low) / 2)[found.network.leaves].prod(1).sqrt()
     powers = {"inside": 1.0, "start": 0.5, "seen": 0.0}
-    even = found.task.within([found._cell(k) for k in found.network.leaves], 24, 9, 0)
+    even = found.task.within(found.cells(found.network.leaves), 24, 9, 0)
     assert [part.block.terms for part in even] == [(name,) for name in terms]
     for part, weighed in zip(even, found.points(), strict=True):
         expected = part.factor * size[part.cell] ** powers[part.block.terms[0]]
