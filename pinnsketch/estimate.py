@@ -85,6 +85,8 @@ class Corrected(nn.Module):
 
     reach = 0.0
     """Displacements B f are divided by it for the difference that is their first order; 0 for displacements themselves."""
+    plain = False
+    """Whether it is u, and features, all zero, are not asked."""
 
     def __init__(self, network: nn.Module, domain: Shape, outputs: int, count: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -108,6 +110,8 @@ class Corrected(nn.Module):
         return torch.tanh(self.features(self.inputs(x)))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.plain:
+            return self.network(x)
         basis = self.basis(x)
         move, more = self.move(basis[:, : self.move.in_features]), self.out(basis)
         if not self.reach:
@@ -158,11 +162,14 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
     network.out.weight.data.zero_()
     if not quick:
         raise ProblemError("a residual mixes points, or its derivatives are nested: there is no quick linearisation of it")
+    network.plain = True
     batch, other = there.chosen(corrected, 0), there.chosen(corrected, 1)
+    residuals = there.scaled(corrected, other)
+    network.plain = False
     r, a = there.linearize(corrected, batch, parameters)
     if a.shape[0] < a.shape[1]:
         raise ProblemError(f"the problem has {a.shape[0]} residuals in all, at data: too few to tell")
-    space, columns, residuals = _Space(a.dense()), network.columns(x), there.scaled(corrected, other)
+    space, columns = _Space(a.dense()), network.columns(x)
     stability, before, c = space.stability(columns), _norm(residuals), torch.zeros_like(r[: a.shape[1]])
     with torch.no_grad():
         start, u = parameters_to_vector(parameters), trial(x)
