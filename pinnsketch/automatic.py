@@ -2,7 +2,7 @@
 
 Candidates are tried, the cheapest first, and judged by the estimate of the error (`estimate.py`):
 
-1. random features by least squares; then, in slabs of time, or more of them where a problem is linear and steady;
+1. random features by least squares; then in slabs of time; and more of them, where a problem is linear or steady;
 2. patches that refine themselves, until so many output weights are in use;
 3. a trained network, for some steps of the natural gradient; without a rival it needs no trial.
 
@@ -123,7 +123,7 @@ def _solved(problem: Problem, linear: bool) -> list[Candidate]:
     features(min(few, most // m), inf)
     if marches(problem):
         features(min(EACH, most // m), CLOSE, slabs=SLABS)
-    else:
+    if linear or not marches(problem):
         features(MANY // m, CLOSE, HOPEFUL)
     if d == 2 and not problem.coefficients and not problem.domain.periodic:
         choice = {
