@@ -126,8 +126,6 @@ def build(
         return networks[0] if stages == 1 else Multistage(networks, more.get("generator"))
 
     if slabs != 1:
-        if KINDS[kind] is Patches:
-            raise ValueError("network: expected kind mlp or features in slabs of time; patches refine themselves in time too.")
         if time is None:
             raise ValueError(
                 "network.slabs: expected a problem in time, with a term at domain.start(...) that says how it begins; there is "
@@ -137,7 +135,7 @@ def build(
         edges = edges_of(slabs, *bounds[axis].tolist())
         for ends in pairwise(edges):
             within = bounds.clone()
-            within[axis] = torch.tensor(ends)
+            within[axis] = torch.tensor(ends, dtype=within.dtype)
             parts.append(staged(within))
         return Slabs(parts, edges, axis)
     return staged(bounds)

@@ -37,6 +37,9 @@ class Patches(nn.Module):
     such that R^p = SPREAD. Only v trains, from zero. There is one box at first; the method `patches` splits those with the
     largest residuals.
 
+    Along a periodic coordinate a point sees each box at its nearest image, so that windows wrap around; it is halved at first,
+    so that no window meets itself, and all that happens half a turn away from a box is zero to rounding.
+
     Args:
         bounds: lower and upper end of each input, `(d, 2)`.
         outputs: number of outputs m.
@@ -44,16 +47,18 @@ class Patches(nn.Module):
         each: number F of features of a box.
         activation: sigma: tanh or sin.
         frequency: factor of R.
-        periodic: which inputs are, by number: none may be.
+        periodic: which inputs are, by number.
         generator: draws the features; equal generators give equal networks.
         dtype: of all parameters.
 
     Maps points `(n, d)` to values `(n, m)`.
 
     Raises:
-        ValueError: if there is no room for the features of one box, a coordinate is periodic, or an activation is not known.
+        ValueError: if there is no room for the features of the first boxes, or an activation is not known.
     """
 
+    bounds: Tensor
+    """Lower and upper end of each input, in double precision, `(d, 2)`."""
     center: Tensor
     scale: Tensor
     directions: Tensor
@@ -68,6 +73,8 @@ class Patches(nn.Module):
     """Which boxes are leaves that meet the domain, `(K,)`."""
     count: Tensor
     """How many boxes there are; others are room for more."""
+    wraps: Tensor
+    """1 for periodic coordinates, whose period is 2 when scaled, and 0 for others, `(d,)`."""
 
     def __init__(
         self,
@@ -84,14 +91,13 @@ class Patches(nn.Module):
     ) -> None:
         super().__init__()
         self._activation = activation_of(activation)
-        if width < each:
-            raise ValueError(f"Patches: expected a width of {each} features or more, those of one patch; got {width}.")
-        if periodic:
-            raise ValueError(
-                "Patches end at the ends of a coordinate: for a periodic one use a network of kind features or mlp."
-            )
+        first = 2 ** len(periodic)
+        if width < first * each:
+            some = "one patch" if first == 1 else f"{first} patches, with which periodic coordinates begin"
+            raise ValueError(f"Patches: expected a width of {first * each} features or more, those of {some}; got {width}.")
         low, high = bounds.to(dtype).T
         k, d = width // each, len(low)
+        self.register_buffer("bounds", bounds.double(), persistent=False)
         self.register_buffer("center", (low + high) / 2)
         self.register_buffer("scale", 2 / (high - low))
         drawn = 2 * torch.rand(2, k, each, d, generator=generator, dtype=dtype) - 1
@@ -101,11 +107,16 @@ class Patches(nn.Module):
         self.register_buffer("place", torch.zeros(k, d, dtype=torch.int64))
         self.register_buffer("used", torch.arange(k) == 0)
         self.register_buffer("count", torch.ones((), dtype=torch.int64))
+        wraps = torch.tensor([float(axis in periodic) for axis in range(d)], dtype=dtype)
+        self.register_buffer("wraps", wraps, persistent=False)
         degree = next(p for p in count(1) if comb(p + d, d) >= each)
         digits = log(torch.finfo(dtype).eps) / log(torch.finfo(torch.float64).eps)
         self.radius = frequency * SPREAD ** (digits / degree)
         self.output = blank(nn.Linear, k * each, outputs, bias=False, dtype=dtype)
         nn.init.zeros_(self.output.weight)
+        for axis in periodic:
+            for box in self.leaves:
+                self.split(box, axis)
 
     @property
     def each(self) -> int:
@@ -128,6 +139,12 @@ class Patches(nn.Module):
         low = self.place * width - 1
         return low, low + width
 
+    def corners(self) -> tuple[Tensor, Tensor]:
+        """The same in coordinates as they are, in double precision; a box that ends with the domain ends there exactly."""
+        low, high = self.bounds.T
+        first, last = ((1 + corner.double()) / 2 for corner in self.boxes())
+        return low * (1 - first) + high * first, low * (1 - last) + high * last
+
     def split(self, box: int, axis: int) -> int:
         """Halve a box: it becomes its lower half, and the box whose number is given the upper one."""
         new = int(self.count)
@@ -139,12 +156,23 @@ class Patches(nn.Module):
             self.place[k, axis] = 2 * self.place[k, axis] + side
         return new
 
+    def follow(self, other: Patches, axis: int) -> None:
+        """Have the boxes in which another, of the same width, ends along a coordinate, and along it no halvings."""
+        last = torch.tensor([k for k in other.leaves if other.place[k, axis] + 1 == 2 ** other.level[k, axis]])
+        n = len(last)
+        for part, of in ((self.level, other.level), (self.place, other.place)):
+            part[:n] = of[last]
+            part[:n, axis] = 0
+        self.used[:] = torch.arange(len(self.used), device=self.used.device) < n
+        self.count.fill_(n)
+
     def unbalanced(self) -> list[tuple[int, int]]:
         """Leaves that are more than twice as wide as one that they touch, along the coordinate in which they touch it."""
         boxes, (low, high) = self.used.nonzero()[:, 0], self.boxes()
-        low, high, level = low[boxes], high[boxes], self.level[boxes]
-        touch = (low[:, None] <= high) & (high[:, None] >= low)
-        beside = (low[:, None] == high) | (high[:, None] == low)
+        middle, width, level = ((low + high) / 2)[boxes], (high - low)[boxes], self.level[boxes]
+        apart, reach = middle[:, None] - middle, (width[:, None] + width) / 2
+        apart = (apart - self.images(apart)).abs()
+        touch, beside = apart <= reach, apart == reach
         wide = touch.all(2, keepdim=True) & beside & (level[:, None] < level - 1)
         found = wide.any(1).nonzero().tolist()
         return [(int(boxes[k]), axis) for k, axis in dict(reversed(found)).items()][::-1]
@@ -154,11 +182,9 @@ class Patches(nn.Module):
 
         Where a point has fewer than A, its first is repeated.
         """
-        boxes = self.used.nonzero()[:, 0]
-        low, high, width = self._edges()
-        reach = REACH * width[boxes]
-        y = ((x - self.center) * self.scale)[:, None]
-        inside = ((y > low[boxes] - reach) & (y < high[boxes] + reach)).all(2)
+        boxes, (low, high) = self.used.nonzero()[:, 0], self._edges()
+        z = self.within(x, boxes.expand(len(x), -1))
+        inside = ((z > low[boxes] - 2 * REACH) & (z < high[boxes] + 2 * REACH)).all(2)
         point, which = inside.nonzero().unbind(1)
         counts = inside.sum(1)
         most = max(int(counts.max()), 1) if len(x) else 1
@@ -177,28 +203,39 @@ class Patches(nn.Module):
 
     def hidden(self, x: Any, index: Tensor, meant: Tensor) -> Any:
         """The features of boxes `(n, A)` at points `(n, d)`, under their windows: `(n, A F)`."""
-        y, (low, high) = (x - self.center) * self.scale, self.boxes()
-        half = ((high - low) / 2)[:, None]
-        weight = self.radius * self.directions / half
-        shift = -(weight * (((low + high) / 2)[:, None] + half * self.centres)).sum(2)
-        features = self._activation(torch.einsum("nd,nafd->naf", y, weight[index]) + shift[index])
+        z, slopes = self.within(x, index), self.radius * self.directions
+        shift = -(slopes * self.centres).sum(2)
+        features = self._activation(torch.einsum("nad,nafd->naf", z, slopes[index]) + shift[index])
         n, boxes = index.shape
-        windows = self.windows(y, index, meant).reshape(n, boxes, 1)
+        windows = self._windows(z, index, meant).reshape(n, boxes, 1)
         return (features * windows).reshape(n, boxes * self.each)
 
-    def windows(self, y: Any, index: Tensor, meant: Tensor) -> Any:
-        """The windows of boxes `(n, A)` at points `(n, d)` in scaled coordinates: `(n, A)`; zero for what is not meant."""
-        low, high, width = self._edges()
-        scale = VANISHES / (REACH * width)
-        y = y.reshape(len(index), 1, y.shape[1])
-        rise = torch.erf((y - low[index]) * scale[index]) - torch.erf((y - high[index]) * scale[index])
+    def windows(self, x: Any, index: Tensor, meant: Tensor) -> Any:
+        """The windows of boxes `(n, A)` at points `(n, d)`: `(n, A)`; zero for what is not meant."""
+        return self._windows(self.within(x, index), index, meant)
+
+    def _windows(self, z: Any, index: Tensor, meant: Tensor) -> Any:
+        (low, high), scale = self._edges(), VANISHES / (2 * REACH)
+        rise = torch.erf((z - low[index]) * scale) - torch.erf((z - high[index]) * scale)
         bump = rise[..., 0]
         for axis in range(1, rise.shape[2]):
             bump = bump * rise[..., axis]
         bump = bump * (meant * 0.5 ** rise.shape[2])
         return bump / (bump.sum(1, keepdim=True) + 1e-30)
 
-    def _edges(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The corners of boxes, far away where a box ends with the domain; and their widths, `(K, d)` each."""
-        low, high = self.boxes()
-        return torch.where(low <= -1, -FAR, low), torch.where(high >= 1, FAR, high), high - low
+    def within(self, x: Any, index: Tensor) -> Any:
+        """Points `(n, d)` in the coordinates of boxes `(n, A)`, from -1 to 1 in each, or in its nearest image: `(n, A, d)`."""
+        y, (low, high) = (x - self.center) * self.scale, self.boxes()
+        plain = y.value if isinstance(y, Jet) else y.detach()
+        middle = ((low + high) / 2)[index]
+        middle = middle + self.images(plain[:, None] - middle)
+        return (y.reshape(len(index), 1, y.shape[1]) - middle) * (2 / (high - low))[index]
+
+    def images(self, apart: Tensor) -> Tensor:
+        """The whole turns in distances `(..., d)` in scaled coordinates: without them they are those on a circle."""
+        return 2 * torch.round(self.wraps * apart / 2)
+
+    def _edges(self) -> tuple[Tensor, Tensor]:
+        """The ends of boxes in their own coordinates, far away where a box ends with the domain, `(K, d)` each."""
+        (low, high), ends = self.boxes(), self.wraps == 0
+        return torch.where(ends & (low <= -1), -FAR, -1.0).to(low), torch.where(ends & (high >= 1), FAR, 1.0).to(low)

@@ -1,5 +1,6 @@
 """Patches: windows, the tree, points in boxes, sparse rows, multifrontal QR, and solutions that are sharp."""
 
+from copy import deepcopy
 from math import erf, pi
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def naive(network, x):
 def test_windows_of_any_tree_are_those_of_their_definition_and_sum_to_one():
     network, x = tree(), points(200)
     index, meant = network.near(x)
-    found = network.windows((x - network.center) * network.scale, index, meant)
+    found = network.windows(x, index, meant)
     whole = torch.zeros(200, len(network.level), dtype=F64).scatter_add_(1, index, found)
     expected = torch.tensor(np.stack([naive(network, point) for point in x]))
     torch.testing.assert_close(whole, expected, rtol=0, atol=1e-14)
@@ -117,6 +118,82 @@ def test_a_width_below_that_of_one_patch_is_refused():
         Patches(SQUARE, width=50)
 
 
+RING = Box(x=(0, 1), t=(-1, 3), periodic="x")
+TORUS = Box(x=(0, 1), t=(-1, 3), periodic="x t")
+
+
+def around(network, x):
+    """The windows of all boxes at one point, by their definition: sums over whole turns of the windows of images."""
+    y = ((x - network.center) * network.scale).tolist()
+    bumps = []
+    for low, high, used in zip(*network.boxes(), network.used, strict=True):
+        bump = float(used)
+        for z, a, b, wraps in zip(y, low.tolist(), high.tolist(), network.wraps.tolist(), strict=True):
+            scale = VANISHES / REACH / (b - a)
+            ends = [(a + turn, b + turn) for turn in (-2, 0, 2)] if wraps else [(-99 if a == -1 else a, 99 if b == 1 else b)]
+            bump *= sum(erf((z - a) * scale) - erf((z - b) * scale) for a, b in ends) / 2
+        bumps.append(bump)
+    return np.array(bumps) / sum(bumps)
+
+
+@pytest.mark.parametrize("periodic", [(0,), (1,), (0, 1)])
+def test_windows_that_wrap_around_are_those_of_their_definition_and_sum_to_one(periodic):
+    network, x = tree(((0, 0), (0, 1), (1, 0), (2, 1), (3, 0)), periodic=periodic), points(200)
+    index, meant = network.near(x)
+    found = network.windows(x, index, meant)
+    whole = torch.zeros(200, len(network.level), dtype=F64).scatter_add_(1, index, found)
+    torch.testing.assert_close(whole, torch.tensor(np.stack([around(network, point) for point in x])), rtol=0, atol=1e-14)
+    assert float((found.sum(1) - 1).abs().max()) < 1e-15
+
+
+def test_across_the_seam_the_network_and_its_derivatives_go_on():
+    network = tree(((0, 0), (1, 0), (2, 1), (3, 0)), periodic=(0,), frequency=1e4)
+    assert len(network.leaves) == 6
+    low, high = points(40), points(40)
+    low[:, 0], high[:, 0] = 0, 1
+    orders = [(), (0,), (0, 0), (0, 0, 0), (0, 1), (0, 0, 0, 0)]
+    before, after = (Jets(network, x, Streams.of(orders)) for x in (high, low))
+    for order in orders:
+        here, there = (jets.derivative(0, order).detach() for jets in (before, after))
+        assert float((here - there).abs().max()) < 1e-12 * float(there.abs().max())
+    index, meant = network.near(low)
+    middle = (network.boxes()[0] + network.boxes()[1])[:, 0] / 2
+    assert all(float(middle[k[m]].min()) < 0 < float(middle[k[m]].max()) for k, m in zip(index, meant, strict=True))
+
+
+def test_a_periodic_coordinate_begins_halved_so_that_no_window_meets_itself():
+    network = Patches(SQUARE, width=40, each=8, periodic=(0, 1))
+    assert sorted(network.place[network.used].tolist()) == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    with pytest.raises(ValueError, match="expected a width of 32 features or more, those of 4 patches, with which periodic"):
+        Patches(SQUARE, width=31, each=8, periodic=(0, 1))
+
+
+def test_boxes_that_touch_across_the_seam_are_balanced():
+    network = tree((), periodic=(0,))
+    left, right = network.leaves
+    outer = network.split(right, 0)
+    assert network.unbalanced() == []
+    network.split(outer, 0)
+    assert network.unbalanced() == [(left, 0)]
+    plain = tree(((0, 0), (1, 0), (2, 0)))
+    assert plain.unbalanced() == []
+
+
+def test_boxes_end_exactly_where_the_domain_ends():
+    bounds = torch.tensor([[0.1, 0.3], [-1 / 3, 0.7]], dtype=F64)
+    network = Patches(bounds, width=400)
+    for box in (0, 1, 2):
+        network.split(box, box % 2)
+    low, high = (corner[network.used] for corner in network.corners())
+    assert torch.equal(low.amin(0), bounds[:, 0])
+    assert torch.equal(high.amax(0), bounds[:, 1])
+    domain = Box(x=(0.1, 0.3), t=(-1 / 3, 0.7))
+    terms = {f"{end}": Term(domain.side(**end), lambda u: u) for end in ({"x": 0.1}, {"x": 0.3}, {"t": -1 / 3}, {"t": 0.7})}
+    task = Collocation(Problem(domain, "u", terms))
+    drawn = task.within(PatchSystem(task, Trial(network)).cells(network.leaves), 10, 10)
+    assert [len(part.cell.unique()) for part in drawn] == [1, 2, 2, 3]
+
+
 # --- points ------------------------------------------------------------------------------------------------------------------
 
 SHAPES = {"box": BOX, "L": Box(x=(0, 1), t=(-1, 3)) - Box(x=(0.5, 2), t=(-2, 1)), "disk": Disk((0.5, 1), 0.5, ("x", "t"))}
@@ -158,7 +235,7 @@ def test_with_factors_squares_of_residuals_add_up_to_their_mean_over_the_domain(
     network = tree()
     torch.nn.init.zeros_(network.output.weight)
     system = PatchSystem(task, Trial(network))
-    drawn = task.within([system._cell(k) for k in network.leaves], 500, 200)
+    drawn = task.within(system.cells(network.leaves), 500, 200)
     found = [float(r.square().sum()) for r in system.residuals(drawn)]
     assert found == pytest.approx([(1 / 3) * (7 / 3), 3 * (2 * 28 / 3 + 1 + 9) / 10, 4], rel=0.02)
 
@@ -191,7 +268,15 @@ def whole(rows, sizes):
     return a, torch.cat([r.right for r in rows])
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5, 6, 7, 9), (7, 0, 3, 5, 1, 2, 4, 6, 9), (0, 2, 4, 6, 1, 5, 3, 7, 9)])
+ORDERS = (
+    [(0,), (1,), (2,), (3,), (4,), (5,), (6,), (7,), (9,)],
+    [(7, 0, 3), (5,), (1, 2), (4, 6, 9)],
+    [(0,), (2,), (4,), (6,), (1, 5), (3, 7), (9,)],
+    [(3, 1, 2, 0, 9, 4, 7, 5, 6)],
+)
+
+
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("ill", [1.0, 1e-6])
 def test_the_multifrontal_solution_is_the_dense_one_in_any_order(order, ill):
     rows, sizes = sparse(q=2, ill=ill)
@@ -206,7 +291,7 @@ def test_the_multifrontal_solution_is_the_dense_one_in_any_order(order, ill):
 def test_fronts_hold_the_triangle_of_the_dense_decomposition():
     rows, sizes = sparse()
     a, _ = whole(rows, sizes)
-    fronts, _ = factored(rows, sizes, list(sizes))
+    fronts, _ = factored(rows, sizes, [(0, 1), (2,), (3, 4, 5), (6,), (7, 9)])
     expected = torch.linalg.qr(a, mode="r").R.diagonal().abs()
     torch.testing.assert_close(torch.cat([front.own.diagonal().abs() for front in fronts]), expected)
 
@@ -217,7 +302,7 @@ def test_dissection_orders_all_blocks_and_keeps_fronts_small():
     joined = {
         k: {m for m, (a, b) in enumerate(centres) if max(abs(a - i), abs(b - j)) <= 1} for k, (i, j) in enumerate(centres)
     }
-    order = dissected(range(side * side), joined, centres)
+    order = [block for group in dissected(range(side * side), joined, centres) for block in group]
     assert sorted(order) == list(range(side * side))
     met, largest = {k: set(joined[k]) for k in order}, 0
     for k in order:  # elimination of a graph
@@ -239,12 +324,18 @@ def system(parameters=None, unknowns="u", splits=((0, 0), (0, 1), (1, 0)), **ter
     return PatchSystem(Collocation(problem), trial)
 
 
+def ring():
+    terms = {"inside": Term(RING.interior, nonlinear), "start": Term(RING.start("t"), lambda u, x: u - sin(2 * pi * x))}
+    problem = Problem(RING, "u", terms, {"a": 1.5})
+    return PatchSystem(Collocation(problem), Trial(tree(((0, 0), (1, 1), (2, 0), (1, 0)), width=48, periodic=(0,))))
+
+
 def coupled():
     terms = {"one": Term(BOX.interior, lambda u, v: u.t - v.x * u), "two": Term(BOX.interior, lambda u, v: v.xx + u)}
     return system({}, "u v", **terms)
 
 
-@pytest.mark.parametrize("made", [system, coupled])
+@pytest.mark.parametrize("made", [system, coupled, ring])
 def test_rows_by_patches_are_those_of_the_whole_jacobian(made):
     found = made()
     rows, loss = found.rows()
@@ -274,6 +365,20 @@ def test_products_with_a_jacobian_of_patches_are_those_of_its_rows():
     torch.testing.assert_close(jacobian.transposed(w), a.T @ w)
     torch.testing.assert_close(jacobian.gram(), a @ a.T)
     torch.testing.assert_close(jacobian.norms(), a.norm(dim=1))
+
+
+@pytest.mark.parametrize("made", [system, coupled, ring])
+def test_the_solution_by_patches_is_that_of_the_whole_jacobian(made):
+    found = made()
+    rows, _ = found.rows()
+    outputs, each = found.network.output.out_features, found.network.each
+    x = found.least(rows, outputs * each)
+    sizes = {k: len(part) for k, part in sorted(x.items()) if k != REST} | ({REST: 1} if REST in x else {})
+    a, b = whole(rows, sizes)
+    expected = dense.least_squares(a, b[:, 0])
+    y = torch.cat([x[k] for k in sizes])[:, 0]
+    assert float((a @ y - b[:, 0]).norm()) == pytest.approx(float((a @ expected - b[:, 0]).norm()), rel=1e-9)
+    torch.testing.assert_close(a @ y, a @ expected, rtol=1e-6, atol=1e-9 * float(b.norm()))
 
 
 # --- refinement --------------------------------------------------------------------------------------------------------------
@@ -363,6 +468,35 @@ def test_a_front_is_resolved_by_nested_iteration():
     assert int(level[:, 0].max()) > int(level[:, 1].max())
 
 
+def periodic(dimensions=1):
+    """Convection on a ring, or diffusion on a torus, whose solutions sharpen nowhere."""
+    if dimensions == 1:
+        domain = Box(x=(0, 1), t=(0, 0.3), periodic="x")
+        terms = {
+            "convection": Term(domain.interior, lambda u: u.t + u.x),
+            "start": Term(domain.start("t"), lambda u, x: u - sin(2 * pi * x), weight=100),
+        }
+        return Problem(domain, "u", terms, exact=lambda x, t: sin(2 * pi * (x - t)))
+
+    def exact(x, y):
+        return sin(2 * pi * (x - y)) + torch.cos(2 * pi * y)
+
+    domain = Box(x=(0, 1), y=(0, 1), periodic="x y")
+
+    def poisson(u, x, y):
+        return u - (u.xx + u.yy) / 100 - exact(x, y) - (4 * pi**2 / 100) * (exact(x, y) + sin(2 * pi * (x - y)))
+
+    return Problem(domain, "u", {"poisson": Term(domain.interior, poisson)}, exact=exact)
+
+
+@pytest.mark.parametrize(("dimensions", "width"), [(1, 1200), (2, 960)])
+def test_a_linear_periodic_problem_is_solved_far_below_what_one_patch_could_hold(dimensions, width):
+    network = {"kind": "patches", "width": width, "each": 120}
+    solution = solve(periodic(dimensions), network=network, train={"method": "patches"}, monitor=False)
+    assert solution.error["overall"] < 1e-9
+    assert len(solution.trial.network.leaves) > 2**dimensions
+
+
 def test_unknown_coefficients_are_solved_for_with_the_weights():
     problem = load_problem(PROBLEMS / "inverse_diffusivity.py", {"noise": 1e-9})
     network = {"kind": "patches", "width": 240, "each": 60}
@@ -386,6 +520,52 @@ def test_stopped_at_any_step_and_resumed_it_ends_bit_for_bit_where_it_would_have
         for _ in train(again, task, stages, state=state):
             pass
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_the_next_slab_begins_with_the_boxes_in_which_the_last_one_ends_and_the_values_there():
+    found = run("burgers", {"nu": 0.3 / pi}, {"width": 200, "each": 25, "slabs": [0, 0.1, 1]})
+    for step in found:
+        if step.method == "next_slab":
+            break
+    slabs = found.trial.network
+    before, after = slabs.networks
+    low, high = before.corners()
+    ends = [k for k in before.leaves if high[k, 1] == 0.1]
+    assert 1 < len(ends) < len(before.leaves)
+    assert sorted(after.corners()[0][after.used][:, 0].tolist()) == sorted(low[ends][:, 0].tolist())
+    assert after.corners()[0][after.used][:, 1].eq(0.1).all()
+    assert after.corners()[1][after.used][:, 1].eq(1.0).all()
+    x = torch.linspace(-0.98, 0.98, 50, dtype=F64)[:, None]
+    at = {t: torch.cat([x, torch.full_like(x, t)], 1) for t in (0.1, 0.7)}
+    with torch.no_grad():
+        values = before(at[0.1])
+        for there in at.values():
+            assert float((after(there) - values).norm()) < 1e-4 * float(values.norm())
+    drawn = PatchSystem(found.task, found.trial.acting).points()
+    assert all(float(part.block.x[:, 1].min()) >= 0.1 for part in drawn)
+    start = drawn[[part.block.terms for part in drawn].index(("start",))]
+    assert len(start.cell.unique()) == len(ends)
+    expected = before(start.block.x) + sin(pi * start.block.x[:, :1])
+    torch.testing.assert_close(start.block.columns["before start"], expected)
+
+
+def test_patches_in_slabs_of_time_solve_a_problem_and_go_on_from_any_checkpoint():
+    def made():
+        return run("reaction", network={"width": 480, "each": 60, "slabs": [0, 0.6, 1]})
+
+    marched, states = made(), []
+    for step in marched:
+        states.append((step.method, deepcopy(marched.course.state_dict())))
+    assert [method for method, _ in states].count("next_slab") == 1
+    assert marched.task.error(marched.trial)["overall"] < 1e-3
+    middle = [method for method, _ in states].index("next_slab")
+    for _, state in (states[middle - 1], states[middle + 2]):
+        again = made()
+        again.course.load_state_dict(state)
+        for _ in again:
+            pass
+        final = marched.trial.state_dict()
+        assert all(torch.equal(value, final[name]) for name, value in again.trial.state_dict().items())
 
 
 def test_a_saved_solution_has_its_tree(tmp_path):

@@ -58,6 +58,15 @@ def staged():
     return network
 
 
+def patches(periodic=("x",), splits=((0, 0), (2, 1), (0, 1), (4, 0), (1, 0)), **options):
+    """A tree with halvings on both sides of the seam."""
+    options = {"width": 70, "each": 7, "frequency": 100.0, **options}
+    network = build("patches", options, BOUNDS, ("x", "t"), 2, periodic=periodic, generator=generator())
+    for box, axis in splits:
+        network.split(box, axis)
+    return network
+
+
 NETWORKS = {
     "tanh": mlp,
     "sin": lambda: mlp(activation="sin", frequency=3.0),
@@ -66,6 +75,9 @@ NETWORKS = {
     "features, tanh": lambda: features(frequency=4.0),
     "features, sin": lambda: features(activation="sin", harmonics=2),
     "features in patches of time": lambda: features(patches={"t": 3}),
+    "adaptive patches": patches,
+    "adaptive patches, the first": lambda: patches(splits=()),
+    "adaptive patches, sin": lambda: patches(activation="sin"),
     "of the estimate": lambda: Corrected(mlp(), RING, 2, 9, generator()),
     "one's own": lambda: nn.Sequential(Periodic.of(RING), layer(3, 8), nn.Softplus(), layer(8, 2)),
 }  # fmt: skip

@@ -117,7 +117,8 @@ class Collocation:
 
     def within(self, cells: Sequence[Cell], interior: int, boundary: int, draw: int = 0) -> list[Within]:
         """Points in each of some boxes, as `Places.within` has it."""
-        return self._places.within(cells, interior, boundary, draw)
+        found = self._places.within(cells, interior, boundary, draw)
+        return [replace(part, block=self._following(part.block)) for part in found]
 
     def meets(self, cell: Cell) -> bool:
         """Whether the domain has points in a box."""

@@ -110,7 +110,7 @@ class Places:
 
     def _part(self, index: int, count: int, number: int, cell: Cell) -> tuple[Points, float]:
         """What is drawn in one box, which is kept."""
-        key = (index, count, number, *cell.key)
+        key = (index, count, number, self._slabs.slab if self._slabs else 0, *cell.key)
         if key not in self._parts:
             self._parts[key] = draw_within(self._where(index), cell, count, (self._seed, index, number))
         return self._parts[key]

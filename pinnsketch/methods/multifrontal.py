@@ -1,14 +1,15 @@
 """Least squares with a sparse matrix of dense blocks, by multifrontal QR (George & Heath 1980; Davis 2011).
 
-Blocks of columns are eliminated one after another. The rows that meet a block form a front, dense in the columns that they
-meet; reflections of its rows leave those of R for that block, and rows for the blocks that are left. In the order of nested
-dissection (George 1973) fronts stay as small as the surfaces that separate parts of the domain.
+Groups of blocks of columns are eliminated one after another. The rows that meet a group form a front, dense in the columns
+that they meet; reflections of its rows leave those of R for that group, and rows for the blocks that are left. In the order of
+nested dissection (George 1973) fronts stay as small as the surfaces that separate parts of the domain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -16,9 +17,9 @@ from torch import Tensor
 from pinnsketch.methods.least_squares import DAMPING
 
 TALL = 1.5
-"""Rows are made triangular where there are so many times more than columns."""
+"""A front is made triangular where it has so many times more rows than columns."""
 SMALL = 3
-"""So few blocks are eliminated in any order."""
+"""So few blocks are eliminated together."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,18 @@ class Rows:
 
 @dataclass(frozen=True)
 class Front:
-    """The rows of R of one block, `(s, s)`, and `(s, t)` for the blocks after it."""
+    """The rows of R of a group of blocks, `(s, s)`, and `(s, t)` for the blocks after it."""
 
-    block: int
+    blocks: tuple[int, ...]
     own: Tensor
     others: tuple[int, ...]
     rest: Tensor
 
 
-def dissected(blocks: Sequence[int], joined: Mapping[int, set[int]], centres: Sequence[Sequence[float]]) -> list[int]:
-    """An order of elimination: halves of the blocks by their centres, then those of one half that have rows with the other.
+def dissected(
+    blocks: Sequence[int], joined: Mapping[int, set[int]], centres: Sequence[Sequence[float]]
+) -> list[tuple[int, ...]]:
+    """Groups in an order of elimination: halves of the blocks by their centres, then those of one half with rows in the other.
 
     Args:
         blocks: to be ordered.
@@ -68,7 +71,7 @@ def dissected(blocks: Sequence[int], joined: Mapping[int, set[int]], centres: Se
         centres: where each of all blocks lies, `(d,)`.
     """
     if len(blocks) <= SMALL:
-        return list(blocks)
+        return [tuple(blocks)] if blocks else []
     cuts = []
     for axis in range(len(centres[blocks[0]])):
         along = sorted(blocks, key=lambda block: (centres[block][axis], block))
@@ -79,17 +82,17 @@ def dissected(blocks: Sequence[int], joined: Mapping[int, set[int]], centres: Se
             cuts.append((len(cut), [block for block in one if block not in cut], other, cut))
     _, one, other, cut = min(cuts, key=lambda found: found[0])
     if not one:
-        return list(blocks)
-    return [*dissected(one, joined, centres), *dissected(other, joined, centres), *cut]
+        return [tuple(blocks)]
+    return [*dissected(one, joined, centres), *dissected(other, joined, centres), *([tuple(cut)] if cut else [])]
 
 
-def least_squares(rows: Sequence[Rows], sizes: Mapping[int, int], order: Sequence[int]) -> dict[int, Tensor]:
+def least_squares(rows: Sequence[Rows], sizes: Mapping[int, int], order: Sequence[Sequence[int]]) -> dict[int, Tensor]:
     """The x that minimises |a x - b|^2 + mu^2 |D x|^2, as `pinnsketch.methods.least_squares.least_squares` has it.
 
     Args:
         rows: of a and b.
         sizes: how many columns each block has.
-        order: of elimination.
+        order: groups of blocks, in the order of elimination.
 
     Returns: the part of x in each block, `(size, q)`.
 
@@ -98,7 +101,8 @@ def least_squares(rows: Sequence[Rows], sizes: Mapping[int, int], order: Sequenc
     """
     like = rows[0].entries
     q = rows[0].right.shape[1]
-    square = {block: like.new_zeros(sizes[block]) for block in order}
+    blocks = [block for group in order for block in group]
+    square = {block: like.new_zeros(sizes[block]) for block in blocks}
     for part in rows:
         for block, piece in zip(part.blocks, part.entries.square().sum(0).split([sizes[b] for b in part.blocks]), strict=True):
             square[block] += piece
@@ -106,33 +110,35 @@ def least_squares(rows: Sequence[Rows], sizes: Mapping[int, int], order: Sequenc
     scaled = [Rows(p.blocks, p.entries / p.taken(scale), p.right) for p in rows]
     fronts, y = factored(scaled, sizes, order)
     _back(fronts, y)
-    right = {block: like.new_zeros(sizes[block], q) for block in order}
+    right = {block: like.new_zeros(sizes[block], q) for block in blocks}
     for part in scaled:
         off = part.right - part.entries @ part.taken(y)
         for block, piece in zip(part.blocks, (part.entries.T @ off).split([sizes[b] for b in part.blocks]), strict=True):
             right[block] += piece
     _forth(fronts, right)
     _back(fronts, right)
-    x = {block: (y[block] + right[block]) / scale[block][:, None] for block in order}
+    x = {block: (y[block] + right[block]) / scale[block][:, None] for block in blocks}
     if not bool(torch.stack([part.isfinite().all() for part in x.values()]).all()):
         raise ValueError("Least squares: expected finite derivatives of the residuals; got infinite ones or NaN.")
     return x
 
 
-def factored(rows: Sequence[Rows], sizes: Mapping[int, int], order: Sequence[int]) -> tuple[list[Front], dict[int, Tensor]]:
+def factored(
+    rows: Sequence[Rows], sizes: Mapping[int, int], order: Sequence[Sequence[int]]
+) -> tuple[list[Front], dict[int, Tensor]]:
     """R of `[a; mu I]`, in fronts, and Q^T b by block."""
-    position = {block: k for k, block in enumerate(order)}
-    mu = DAMPING * torch.finfo(rows[0].entries.dtype).eps
-    waiting: dict[int, list[Rows]] = {block: [] for block in order}
+    position = {block: k for k, block in enumerate(block for group in order for block in group)}
+    home = {block: k for k, group in enumerate(order) for block in group}
+    mu, q = DAMPING * torch.finfo(rows[0].entries.dtype).eps, rows[0].right.shape[1]
+    waiting: list[list[Rows]] = [[] for _ in order]
     for part in rows:
-        waiting[min(part.blocks, key=position.__getitem__)].append(part)
+        waiting[min(home[block] for block in part.blocks)].append(part)
     fronts, y = [], dict[int, Tensor]()
-    for block in order:
-        parts = waiting.pop(block)
-        met = sorted({b for part in parts for b in part.blocks} | {block}, key=position.__getitem__)
-        ends = dict(zip(met, torch.tensor([sizes[b] for b in met]).cumsum(0).tolist(), strict=True))
-        width, own = ends[met[-1]], sizes[block]
-        q = rows[0].right.shape[1]
+    for k, group in enumerate(order):
+        parts, waiting[k] = waiting[k], []
+        met = sorted({*group}.union(*(part.blocks for part in parts)), key=position.__getitem__)
+        ends = dict(zip(met, accumulate(sizes[b] for b in met), strict=True))
+        width, own = ends[met[-1]], ends[met[len(group) - 1]]
         front = rows[0].entries.new_zeros(sum(len(part.entries) for part in parts) + own, width + q)
         row = 0
         for part in parts:
@@ -143,31 +149,47 @@ def factored(rows: Sequence[Rows], sizes: Mapping[int, int], order: Sequence[int
             here[:, width:] = part.right
             row += len(part.entries)
         front[row:, :own].diagonal().fill_(mu)
-        reflected, factors = torch.geqrf(front[:, :own])
-        rest = torch.ormqr(reflected, factors, front[:, own:], left=True, transpose=True)
-        fronts.append(Front(block, reflected[:own].triu(), tuple(met[1:]), rest[:own, : width - own]))
-        y[block], left = rest[:own, width - own :].clone(), rest[own:]
-        if len(met) > 1:
-            if len(left) > TALL * (width - own):
-                left = torch.linalg.qr(left, mode="r").R[: width - own]
-            waiting[met[1]].append(Rows(tuple(met[1:]), left[:, : width - own], left[:, width - own :]))
+        triangle, rest = _reflected(front, own, width)
+        others = tuple(met[len(group) :])
+        fronts.append(Front(tuple(met[: len(group)]), triangle, others, rest[:own, : width - own]))
+        right = rest[:own, width - own :].split([sizes[b] for b in met[: len(group)]])
+        y |= zip(fronts[-1].blocks, right, strict=True)
+        if others:
+            waiting[home[others[0]]].append(Rows(others, rest[own:, : width - own], rest[own:, width - own :]))
     return fronts, y
+
+
+def _reflected(front: Tensor, own: int, width: int) -> tuple[Tensor, Tensor]:
+    """R of the first columns of a front, `(own, own)`, and the others reflected with it; triangular if there are many rows."""
+    if len(front) > TALL * width:
+        r = torch.linalg.qr(front, mode="r").R
+        return r[:own, :own], r[:width, own:]
+    reflected, factors = torch.geqrf(front[:, :own])
+    rest = torch.ormqr(reflected, factors, front[:, own:], left=True, transpose=True)
+    return reflected[:own].triu(), rest
+
+
+def _taken(y: Mapping[int, Tensor], blocks: Sequence[int]) -> Tensor:
+    return y[blocks[0]] if len(blocks) == 1 else torch.cat([y[b] for b in blocks])
+
+
+def _given(y: dict[int, Tensor], blocks: Sequence[int], found: Tensor) -> None:
+    y |= zip(blocks, found.split([len(y[b]) for b in blocks]), strict=True)
 
 
 def _back(fronts: Sequence[Front], y: dict[int, Tensor]) -> None:
     """R^-1 y, in place."""
     for front in reversed(fronts):
-        right = y[front.block]
+        right = _taken(y, front.blocks)
         if front.others:
-            right = right - front.rest @ torch.cat([y[b] for b in front.others])
-        y[front.block] = torch.linalg.solve_triangular(front.own, right, upper=True)
+            right = right - front.rest @ _taken(y, front.others)
+        _given(y, front.blocks, torch.linalg.solve_triangular(front.own, right, upper=True))
 
 
 def _forth(fronts: Sequence[Front], y: dict[int, Tensor]) -> None:
     """R^-T y, in place."""
     for front in fronts:
-        found = y[front.block] = torch.linalg.solve_triangular(front.own.T, y[front.block], upper=False)
+        found = torch.linalg.solve_triangular(front.own.T, _taken(y, front.blocks), upper=False)
+        _given(y, front.blocks, found)
         if front.others:
-            sizes = [len(y[b]) for b in front.others]
-            for b, part in zip(front.others, (front.rest.T @ found).split(sizes), strict=True):
-                y[b] = y[b] - part
+            _given(y, front.others, _taken(y, front.others) - front.rest.T @ found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from math import inf, isfinite
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ ROWS, EDGE = 3, 3
 """Points of a patch for each of its features, and on a boundary for each along it."""
 SHARE = 2
 """One in so many of these is enough to judge by."""
-PIECE = 1024
-"""Points whose rows are made at a time."""
+PIECE = 1 << 10, 1 << 13
+"""Points whose rows are made at a time: on a CPU its cache holds most of them; a GPU wants more."""
 CLOSE = 1.2
 """How many times its prediction the loss may be after a whole step for the next to be hardly worth it."""
 ALIKE = 4.0
@@ -51,6 +51,7 @@ class PatchSystem:
         self.task, self.model, self.weights = task, model, Weights(task, model)
         self.network: Patches = model.network
         self._points: list[Within] | None = None
+        self._piece = PIECE[model.device.type != "cpu"]
 
     def points(self, fresh: bool = False) -> list[Within]:
         """The points of all patches, those near to the same number of patches together; fresh: others, and fewer."""
@@ -58,27 +59,24 @@ class PatchSystem:
             return self._points
         d, each, share = self.network.level.shape[1], self.network.each, SHARE if fresh else 1
         interior, boundary = ROWS * each // share, max(EDGE * round(each ** ((d - 1) / d)) // share, 1)
-        cells = [self._cell(k) for k in self.network.leaves]
+        cells = self.cells(self.network.leaves)
         drawn = self.task.within(cells, interior, boundary, FRESH if fresh else 0)
         found = [part.at(self.network.near(part.block.x)[1].sum(1).argsort(stable=True)) for part in drawn]
         if not fresh:
             self._points = found
         return found
 
-    def _corners(self, k: int) -> tuple[Tensor, Tensor]:
-        """Of a box, in coordinates as they are."""
-        low, high = self.network.boxes()
-        return low[k] / self.network.scale + self.network.center, high[k] / self.network.scale + self.network.center
-
-    def _cell(self, k: int) -> Cell:
-        low, high = (corner.double().cpu().numpy() for corner in self._corners(k))
-        return Cell(low, high, (*self.network.level[k].tolist(), *self.network.place[k].tolist()))
+    def cells(self, boxes: Sequence[int]) -> list[Cell]:
+        """These boxes as places to draw points in."""
+        low, high = (corner[boxes].cpu().numpy() for corner in self.network.corners())
+        keys = torch.cat([self.network.level[boxes], self.network.place[boxes]], dim=1).tolist()
+        return [Cell(low[k], high[k], tuple(key)) for k, key in enumerate(keys)]
 
     def residuals(self, points: Sequence[Within]) -> list[Tensor]:
         """Scaled residuals at points with their factors, `(c, n)` by block."""
         found = []
         for part in points:
-            pieces = [part.block.piece(k, k + PIECE) for k in range(0, len(part.block.x), PIECE)]
+            pieces = [part.block.piece(k, k + self._piece) for k in range(0, len(part.block.x), self._piece)]
             each = [[r.view(-1, len(p.x)) for r in self.task.scaled(self.model, (p,)).values()] for p in pieces]
             found.append(torch.cat([torch.cat(columns) for columns in each], dim=1) * part.factor)
         return found
@@ -98,8 +96,8 @@ class PatchSystem:
         """Rows of the Jacobian with minus the residuals on their right, and the loss; none where it is not finite."""
         groups, loss = dict[tuple[int, ...], list[Rows]](), 0.0
         for part in self.points():
-            for k in range(0, len(part.block.x), PIECE):
-                piece, factor = part.block.piece(k, k + PIECE), part.factor[k : k + PIECE]
+            for k in range(0, len(part.block.x), self._piece):
+                piece, factor = part.block.piece(k, k + self._piece), part.factor[k : k + self._piece]
                 r, jacobian = self.task.linearize(self.model, (piece,), self.weights.parameters)
                 r = r.view(-1, len(piece.x)) * factor
                 loss += float(r.square().sum())
@@ -140,9 +138,9 @@ class PatchSystem:
         rest = joined.pop(REST, None)
         low, high = self.network.boxes()
         order = dissected(sorted(joined), joined, (low + high).tolist())
-        sizes = dict.fromkeys(order, size)
+        sizes = dict.fromkeys(joined, size)
         if rest is not None:
-            order, sizes[REST] = [*order, REST], sum(p.numel() for p in self.weights.parameters[1:])
+            order, sizes[REST] = [*order, (REST,)], sum(p.numel() for p in self.weights.parameters[1:])
         return least_squares(rows, sizes, order)
 
     def solve(self, affine: bool) -> Solve:
@@ -181,7 +179,7 @@ class PatchSystem:
 
     def axis(self, k: int) -> int:
         """The coordinate along which the function in a box has most of its highest Legendre modes."""
-        d, (low, high) = self.network.level.shape[1], self._corners(k)
+        d, (low, high) = self.network.level.shape[1], (corner[k].to(self.network.center) for corner in self.network.corners())
         count = max(3, min(NODES, int(MOST ** (1 / d))))
         nodes, mass = np.polynomial.legendre.leggauss(count)
         transform = np.polynomial.legendre.legvander(nodes, count - 1).T * mass * np.sqrt(np.arange(count) + 0.5)[:, None]
@@ -204,18 +202,19 @@ class PatchSystem:
         before = deepcopy(self.network) if fit else None
         while marked and self.network.room:
             for k, axis in marked[: self.network.room]:
-                for part in (k, self.network.split(k, axis)):
-                    self.network.used[part] = self.task.meets(self._cell(part))
+                parts = [k, self.network.split(k, axis)]
+                for part, cell in zip(parts, self.cells(parts), strict=True):
+                    self.network.used[part] = self.task.meets(cell)
             marked = self.network.unbalanced()
         self._points = None
         if before is not None:
-            self._fit(before)
+            self.fit(before)
 
-    def _fit(self, other: Patches) -> None:
-        """Let the network be near another at points of all patches."""
+    def fit(self, other: Callable[[Tensor], Tensor]) -> None:
+        """Let the network be near a function of points `(n, d)` at points of all patches."""
         rows, each = [], self.network.each
         for part in self.points(fresh=True):
-            for x in part.block.x.split(PIECE):
+            for x in part.block.x.split(self._piece):
                 with torch.no_grad():
                     hidden, right = self.network.hidden(x, *self.network.near(x)), other(x)
                 rows += [Rows(boxes, hidden[p, : len(boxes) * each], right[p]) for boxes, p in self._groups(x)]

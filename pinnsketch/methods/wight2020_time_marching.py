@@ -5,7 +5,8 @@ by the residuals of the start themselves: in place of `r_0(u)` stands `r_0(u) - 
 initial condition speaks of goes on across t_k, u_t as well as u. The points are drawn in the next slab.
 
 A trained network begins with the weights of the one before (Webb, Jerad & Cartis 2026): it does what that did, one slab later.
-Random features begin with the range R and the number that were found before, fitted to what u was at t_k.
+Random features begin with the range R and the number that were found before, fitted to what u was at t_k; patches with the
+boxes in which those before end.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pinnsketch.jets import held
 from pinnsketch.methods.least_squares import least_squares
 from pinnsketch.methods.method import Evaluation, Objective
 from pinnsketch.methods.next_part import NextPart, expect_more
+from pinnsketch.methods.patch_system import PatchSystem
+from pinnsketch.patches import Patches
 from pinnsketch.slabs import Slabs
 
 
@@ -35,13 +38,11 @@ class NextSlab(NextPart):
         expect_slabs(slabs, 1)
         before = slabs.acting
         slabs.begin(slabs.slab + 1)
-        batch = task.batch(0)
-        x = torch.cat([block.x for block in batch])
-        _follow(slabs, before, x)
+        batch, model = task.batch(0), objective.model.around(slabs.acting)
+        _follow(slabs, before, task, model, torch.cat([block.x for block in batch]))
         self._done = True
-        model = objective.model.around(slabs.acting)
         losses = task.losses(model, batch)
-        loss = sum((task.weights[name] * value for name, value in losses.items()), x.new_zeros(()))
+        loss = torch.stack([task.weights[name] * value for name, value in losses.items()]).sum()
         given = [p for p in model.parameters() if p.requires_grad]
         for p, g in zip(given, torch.autograd.grad(loss, given, allow_unused=True), strict=True):
             p.grad = g
@@ -49,16 +50,26 @@ class NextSlab(NextPart):
         return Evaluation(loss.item(), numbers, isfinite(loss.item()))
 
 
-def _follow(slabs: Slabs, before: nn.Module, x: Tensor) -> None:
-    """Let the network of the present slab begin by the one before, at points `(n, d)` of the slab."""
+def _follow(slabs: Slabs, before: nn.Module, task: Any, model: Any, x: Tensor) -> None:
+    """Let the network of the present slab, that of a model, begin by the one before, at points `(n, d)` of the slab."""
     new = slabs.acting
+
+    def ended(x: Tensor) -> Tensor:
+        """What u was at the end of the slab before."""
+        return before(held(x, slabs.axis, slabs.edges[slabs.slab]))
+
+    if isinstance(new, Patches):
+        assert isinstance(before, Patches)
+        new.follow(before, slabs.axis)
+        PatchSystem(task, model).fit(ended)
+        return
     with torch.no_grad():
         if not isinstance(new, Features):
             for p, q in zip(new.parameters(), before.parameters(), strict=True):
                 p.copy_(q)
             return
         x = x.to(new.radius)
-        values = before(held(x, slabs.axis, slabs.edges[slabs.slab]))
+        values = ended(x)
         assert isinstance(before, Features)
         new.radius.copy_(before.radius)
         some = new.first(before.used)
