@@ -39,8 +39,7 @@ def methods(config):
     return [stage.method for stage in config.train.schedule]
 
 
-def test_a_smooth_problem_is_solved_to_nine_digits_with_nothing_said(tmp_path, monkeypatch):
-    monkeypatch.setattr("pinnsketch.collocation.by_rows", None)  # a reverse pass for each residual: of large weights as well
+def test_a_smooth_problem_is_solved_to_nine_digits_with_nothing_said(tmp_path):
     solution = solve("poisson", monitor=False, out=tmp_path / "run")
     assert solution.error["overall"] < 1e-9
     assert solution.error["overall"] < solution.estimate["limit"]
