@@ -165,6 +165,12 @@ def patched(width: int, each: int = 80) -> Options:
     }
 
 
+def led(way: Options, name: str, *stages: tuple[float, int]) -> Options:
+    """From easier problems: values of a parameter, and steps with each."""
+    first = [{**way["train"], "steps": steps, "parameters": {name: value}} for value, steps in stages]
+    return {**way, "train": {"schedule": [*first, way["train"]]}}
+
+
 def quasi(width: int, depth: int, interior: int, boundary: int) -> Options:
     """What most papers use."""
     return {
@@ -196,11 +202,16 @@ def slabwise(width: int, slabs: int, steps: int) -> dict[str, Options]:
 AUTO: dict[str, Options] = {"auto": {"train": {"method": "auto"}}}
 MINUTE = {"cpu": ((1e-6, 60),), "cuda": ((1e-9, 60),)}
 LINEAR = {"features, tanh": features(2000, 6000, 800), "features, sin": features(1000, 4000, 600, "sin")}
-LID: dict[str, Options] = {"dsgnar 4x40": sketched(40, 4, 4000, 800), "ssbroyden 4x40": broyden(40, 4, 4000, 800)}
+LID: dict[str, Options] = {
+    "natural_gradient 4x40": natural(40, 4, 1000, 200),
+    "dsgnar 4x40": sketched(40, 4, 4000, 800),
+    "ssbroyden 4x40": broyden(40, 4, 4000, 800),
+}
 MARCHED = {
     "features, tanh, slabs": marching(features(1000, 3000, 400), 8),
     "features, tanh, slabs, tolerance 1e-14": marching(features(1000, 3000, 400), 8, tolerance=1e-14),
 }
+WAVES = (0, 0.25, 0.4, 0.6, 0.8, 1)
 FRONTS = (0, 0.02, 0.06, 0.12, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 CASES: dict[str, Case] = {
     "Poisson 2D": Case(
@@ -270,6 +281,9 @@ CASES: dict[str, Case] = {
             "natural_gradient 4x30": natural(30, 4, 1000, 200, draw="residual"),
             "dsgnar 4x30": sketched(30, 4, 4000, 400),
             "dsgnar 4x30, slabs": marching(sketched(30, 4, 4000, 400), (0, 0.1, 0.25, 0.45, 0.7, 1), steps=200),
+            "patches": patched(8000),
+            "patches, 40000": patched(40000, 100),
+            "patches, slabs": marching(patched(12000, 100), 4),
             "ssbroyden 3x30": broyden(30, 3, 4000, 400),
             "features, tanh, slabs": marching(features(3000, 9000, 200, harmonics=2), FRONTS, start=1000),
         },
@@ -283,6 +297,8 @@ CASES: dict[str, Case] = {
             "natural_gradient 4x50, two stages": staged(natural(50, 4, 1000, 200), 250),
             "dsgnar 4x30": sketched(30, 4, 4000, 400),
             "ssbroyden 3x30": broyden(30, 3, 4000, 400),
+            "patches, slabs": marching(patched(4000, 100), WAVES),
+            "patches, slabs, 12000": marching(patched(12000, 100), WAVES),
             "features, tanh, slabs": marching(features(2000, 6000, 200, harmonics=2), 10, start=500),
         },
         300, {"cpu": ((1e-4, 300),), "cuda": ((1e-8, 300),)}, "2.2e-6 (vRBA with SSBroyden)",
@@ -296,7 +312,8 @@ CASES: dict[str, Case] = {
             "dsgnar 4x30": sketched(30, 4, 4000, 200),
             "dsgnar 4x30, slabs": marching(sketched(30, 4, 4000, 200), 5, steps=150),
             "features, tanh, slabs": marching(features(3000, 9000, 400, patches={"x": 4}), 12, start=1000),
-            "patches": patched(16000),
+            "patches, slabs": marching(patched(2500), 12),
+            "patches, slabs, 10000": marching(patched(10000, 100), 12),
             "ssbroyden 3x30": broyden(30, 3, 4000, 200),
         },
         300, {"cpu": ((1e-4, 300),), "cuda": ((1e-8, 300),)}, "2.2e-6 (vRBA with SSBroyden, from a cosine)",
@@ -352,11 +369,24 @@ CASES: dict[str, Case] = {
         120, {"cpu": ((1e-7, 120),), "cuda": ((1e-9, 120),)},
     ),
     "cavity, Re 100": Case(
-        shipped("cavity"), {**AUTO, **LID}, 300, {"cpu": ((1e-2, 300),), "cuda": ((1e-4, 200),)},
-        "1.1e-4 in 403 s (DSGNAR; the lid's velocity is smooth there)",
+        shipped("cavity"),
+        {**AUTO, **LID, "patches": patched(4000, 50), "patches, 16000": patched(16000)},
+        300, {"cpu": ((1e-2, 300),), "cuda": ((1e-4, 200),)},
+    ),
+    "cavity, Re 100, smooth lid": Case(
+        shipped("cavity", lid="parabola"),
+        {**AUTO, **LID, "patches": patched(4000, 50), "patches, 16000": patched(16000)},
+        300, {"cpu": ((1e-2, 300),), "cuda": ((1e-4, 200),)}, "1.1e-4 in 403 s (DSGNAR)",
     ),
     "cavity, Re 1000": Case(
-        shipped("cavity", re=1000.0), {**AUTO, **LID}, 600, {"cuda": ((1e-2, 600),)}, "1.3e-1 in 59 min (jaxpi)",
+        shipped("cavity", re=1000.0),
+        {"patches": led(patched(12000, 50), "re", (100, 22), (250, 4), (500, 4))},
+        600, {"cuda": ((1e-2, 600),)}, "1.3e-1 in 59 min (jaxpi)",
+    ),
+    "cavity, Re 1000, smooth lid": Case(
+        shipped("cavity", re=1000.0, lid="parabola"),
+        {"patches": led(patched(8000, 50), "re", (100, 8), (250, 3), (500, 3))},
+        600, {"cuda": ((1e-2, 600),)},
     ),
     "L-shape": Case(
         shipped("poisson_l_shape"),

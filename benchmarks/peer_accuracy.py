@@ -445,7 +445,9 @@ PEERS: dict[str, tuple[str, Callable[..., None], dict[str, Any], Callable[[str, 
 """By name: what must be installed, what trains, its options, and why it does not take a problem."""
 LEFT_OUT = {
     "Poisson 100D": "a step of nested derivatives takes minutes on two cores",
+    "cavity, Re 100, smooth lid": "the lid that jumps stands for both",
     "cavity, Re 1000": "two cores get nowhere near it in the time",
+    "cavity, Re 1000, smooth lid": "the same",
     "L-shape, enriched": "the same equation with features that know the corner",
 }
 """Problems of accuracy.py."""
