@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from pinnsketch.blocks import Within
+from pinnsketch.geometry import Region
 from pinnsketch.methods.least_squares import FALLS, FRESH, SHORTEST, STILL, Weights
 from pinnsketch.methods.multifrontal import Rows, dissected, least_squares
 from pinnsketch.patches import Patches
 from pinnsketch.points import Cell
-from pinnsketch.problem import Data
 
 ROWS, EDGE = 3, 3
 """Points of a patch for each of its features, and on a boundary for each along it."""
@@ -86,7 +86,7 @@ class PatchSystem:
     def _weighed(self, part: Within) -> Within:
         """The points with the size of their patch, over that of the domain, in their factors; data stays as it is."""
         where = self.task.problem.terms[part.block.terms[0]].where
-        power = 0.0 if isinstance(where, Data) else SIDES if where.has_normal else INSIDE
+        power = (SIDES if where.has_normal else INSIDE) if isinstance(where, Region) else 0.0
         level = self.network.level[self.network.leaves].to(part.factor).mean(1)
         return replace(part, factor=part.factor * 2 ** (-power * level[part.cell]))
 
