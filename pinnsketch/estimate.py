@@ -97,7 +97,7 @@ class Corrected(nn.Module):
         weight = least * (most / least) ** places[:, d:] * ways / inputs.slopes
         centers = inputs.turned(2 * places[:, :d] - 1)
         values = [weight, -(weight * centers).sum(1), torch.zeros(outputs, count), torch.zeros(outputs)]
-        moved = max(MOVES // d, 1)
+        moved = min(max(MOVES // d, 1), count)
         values += [torch.zeros(d, moved), torch.zeros(d)]
         self.network, self.inputs = network, inputs.to(like)
         sizes = (inputs.inputs, count), (count, outputs), (moved, d)
@@ -180,7 +180,7 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
         return e, *(float(value.norm()) / len(x) ** 0.5 for value in (e, u + e))
 
     _, off, size = error(c)
-    limit, left = (off + stability * before) / size, inf
+    limit, left = _over(off + stability * before, size), inf
     for step in range(STEPS):
         tried = c - space.solve(r)
         vector_to_parameters(start + tried, parameters)
@@ -190,12 +190,12 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
             break
         c, left = tried, after
         e, off, size = error(c)
-        limit = min(limit, (off + stability * after) / size)
+        limit = min(limit, _over(off + stability * after, size))
     shifts = c[len(c) - len(trial.slopes()) :].tolist()
     return Estimate(
-        correction=off / size,
-        limit=limit,
-        each={name: float(e[:, k].norm() / (u + e)[:, k].norm()) for k, name in enumerate(names)},
+        correction=_over(off, size),
+        limit=max(limit, _over(off, size)),
+        each={name: _over(float(e[:, k].norm()), float((u + e)[:, k].norm())) for k, name in enumerate(names)},
         coefficients={name: abs(shift * slope) for (name, slope), shift in zip(trial.slopes().items(), shifts, strict=True)},
         residuals={name: float(part.norm()) for name, part in residuals.items()},
         explained=1 - left / before if isfinite(left) and before else float(not before),
@@ -215,6 +215,11 @@ def _zero(network: nn.Module) -> Iterator[None]:
     finally:
         for p, value in zip(given, before, strict=True):
             p.data.copy_(value)
+
+
+def _over(number: float, size: float) -> float:
+    """A size over another, where that may be zero."""
+    return number / size if size else inf if number else 0.0
 
 
 def _norm(residuals: dict[str, Tensor]) -> float:

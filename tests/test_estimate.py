@@ -78,6 +78,15 @@ def test_large_weights_of_patches_do_not_hide_that_the_residual_is_linear_in_the
     assert all(torch.equal(value, before[name]) for name, value in solution.trial.state_dict().items())
 
 
+def test_where_nothing_has_been_solved_yet_the_error_is_all_of_the_solution():
+    trial = Trial(curve([0.0, 0.0], 0.0, 0.0, 0.0))
+    found = estimate(trial, Collocation(shipped("poisson")))
+    assert found.correction == pytest.approx(1, abs=1e-6)
+    assert 1 <= found.limit < 2
+    nothing = Problem(Box(x=(0, 1)), "u", {"same": Term(Box(x=(0, 1)).interior, lambda u: u.x + u)})
+    assert estimate(Trial(curve([0.0], 0.0, 0.0, 0.0)), Collocation(nothing)).limit == 0
+
+
 def curve(weights, bias, scale, shift):
     """A network scale tanh(weights x + bias) + shift."""
     network = torch.nn.Sequential(torch.nn.Linear(len(weights), 1), torch.nn.Tanh(), torch.nn.Linear(1, 1)).double()

@@ -63,7 +63,7 @@ def test_a_step_is_the_damped_gauss_newton_step_of_the_dense_jacobian():
 def test_every_step_goes_down_and_leaves_the_gradient_of_where_it_ended():
     trial, task = made(points=30)
     losses = []
-    for step in train(trial, task, [Stage("nncg", 30)]):
+    for step in train(trial, task, [Stage("nncg", 40)]):
         each = task.losses(trial, task.batch())
         loss = sum(task.weights[name] * value for name, value in each.items())
         assert step.loss == pytest.approx(float(loss.detach()), rel=1e-12)
