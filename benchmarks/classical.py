@@ -243,7 +243,7 @@ def solvers(name: str) -> dict[str, Solver]:
                 [(128, 400), (256, 800), (512, 1600), (1024, 3200)],
             )
         }  # fmt: skip
-    if name.startswith("cavity"):
+    if name in ("cavity, Re 100", "cavity, Re 1000"):
         re = float(name.split()[-1])
         return {
             "elements, P2-P1, graded": Solver(

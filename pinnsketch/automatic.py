@@ -62,17 +62,22 @@ class Candidate(NamedTuple):
     goes_on: bool = False
 
 
-def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tuple[RunConfig, str, dict[str, Any] | None]:
+def choose(
+    config: RunConfig, problem: Problem, make: Callable[[RunConfig], Any], own: bool
+) -> tuple[RunConfig, str, dict[str, Any] | None]:
     """A config with a schedule of methods in place of `auto`; what was chosen, and what tried; where its run may begin.
 
     Args:
         config: what the user gave.
+        problem: that is solved.
         make: gives a run of a config that writes nothing and is not monitored.
         own: the network is one of the user's own.
 
     Returns: the third is the state of a course that was paused, or ended, then one step before that; or None.
     """
-    run = make(_filled(config, {"train": {"method": "adam", "steps": 1}}))
+    enriched = bool(problem.enrichment) and not own  # which no network takes that is trained
+    first = {"network": {"kind": "features", "width": FEW}} if enriched else {}
+    run = make(_filled(config, {"train": {"method": "adam", "steps": 1}, **first}))
     task, trial, free = run.task, run.trial.acting, not own and config.network == NetworkConfig()
     batch, parameters = task.batch(), [p for p in trial.parameters() if p.requires_grad]
     mixed = config.precision == "mixed"
@@ -86,10 +91,10 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
         why = "others need one precision throughout" if mixed else why
         train = [{"method": "adam", "steps": 500}, {"method": "lbfgs", "steps": 2000}]
         return _filled(config, {"train": {"schedule": train}}), f"Adam and L-BFGS: {why}", None
-    solved = _solved(task.problem, linear) if free and config.precision == "float64" else []
+    solved = _solved(task.problem, linear) if free and (enriched or config.precision == "float64") else []
     until, said, limits = config.train.until, list[str](), [inf]
     standing = list[tuple[float, Candidate, dict[str, Any] | None]]()
-    for candidate in (*solved, network):
+    for candidate in solved if solved and enriched else (*solved, network):
         if any(limit <= (until or candidate.beyond) for limit, *_ in standing):
             break
         if min(limits) > candidate.within:
@@ -99,7 +104,7 @@ def choose(config: RunConfig, make: Callable[[RunConfig], Any], own: bool) -> tu
             limit, state, words = _try(_filled(config, candidate.choice), candidate, make)
             said.append(f"tried {candidate.name}: {words}")
             limits.append(limit)
-        if candidate.goes_on or limit <= (until or GOOD):
+        if candidate.goes_on or enriched or limit <= (until or GOOD):
             standing.append((limit, candidate, state))
     _, best, state = min(reversed(standing), key=lambda tried: tried[0])
     return _filled(config, best.choice), "\n  ".join([best.name, *said]), state

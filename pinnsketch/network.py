@@ -117,7 +117,9 @@ def build(
             given[name] = tuple(value.get(key, 1) for key in coordinates)
     if enrichment:
         if "enrichment" not in signature(KINDS[kind].__init__).parameters:
-            raise ValueError(f"The problem has an enrichment, which networks of kind features take; got the kind {kind}.")
+            raise ValueError(
+                f"The problem has an enrichment, which networks of kind features or patches take; got the kind {kind}."
+            )
         given["enrichment"] = enrichment
     stages, slabs = given.pop("stages", 1), given.pop("slabs", 1)
 

@@ -71,7 +71,9 @@ class Run(Running):
             if not resuming:
                 Folder(folder).expect_room(overwrite)
             own = network is not None
-            config, self.chosen, begin = choose(config, lambda config: Run(problem, _unwatched(config), network=network), own)
+            config, self.chosen, begin = choose(
+                config, problem, lambda config: Run(problem, _unwatched(config), network=network), own
+            )
         self.problem, self.config, self.folder, self._source = problem, config, folder, source
         device, dtype = device_of(config.device), torch.float32 if config.precision == "float32" else torch.float64
         seed = config.train.seed

@@ -31,7 +31,7 @@ def chosen(problem, monkeypatch, limits=(), own=None, **given):
 
     monkeypatch.setattr("pinnsketch.automatic._try", attempt)
     config = make_config({"problem": "x.py", "monitor": False, "device": "cpu", **given})
-    found, why, state = choose(config, lambda config: Run(problem, config, network=own), own is not None)
+    found, why, state = choose(config, problem, lambda config: Run(problem, config, network=own), own is not None)
     return found, why, tried, state
 
 
@@ -197,3 +197,12 @@ def test_a_boundary_with_more_sides_has_more_points(monkeypatch):
     found, *_ = chosen(Problem(cube, "u", terms), monkeypatch)
     assert (found.points.interior, found.points.boundary) == (400, 250)
     assert chosen(shipped("inverse_diffusivity"), monkeypatch)[0].points.boundary == 100
+
+
+def test_a_problem_with_an_enrichment_is_solved_by_what_takes_it():
+    problem = load_problem(find_problem("poisson_l_shape", None), {"enriched": True})
+    run = Run(problem, make_config({"problem": "poisson_l_shape", "train": {"method": "auto"}, "monitor": False}))
+    assert run.config.network.kind == "features"
+    for _ in run:
+        pass
+    assert run.task.error(run.trial)["overall"] < 1e-6

@@ -403,7 +403,7 @@ def test_patches_along_no_coordinate_are_refused():
 
 
 def test_an_enrichment_that_a_network_cannot_take_is_refused():
-    with pytest.raises(ValueError, match="which networks of kind features take; got the kind mlp"):
+    with pytest.raises(ValueError, match="which networks of kind features or patches take; got the kind mlp"):
         solve(load_problem(PROBLEMS / "poisson_l_shape.py", {"enriched": True}), train={"method": "adam", "steps": 1})
 
 
