@@ -48,6 +48,7 @@ def test_radau_of_three_stages_converges_with_order_four_at_all_times():
 
 def test_periodic_hermite_elements_converge_with_order_three():
     """Airy's equation u_t = -u_xxx, whose waves sin(pi x + pi^3 t) travel: cubics lose one order of four (Dupont 1973)."""
+    pytest.importorskip("skfem", reason="which the benchmarks alone need: pip install scikit-fem")
     equation = benchmark("evolution").Evolution((-1, 1, 0.1), lambda x: np.sin(np.pi * x), -1.0, 3, periodic=True)
     points = np.random.default_rng(0).random((200, 2)) * [2, 0.1] - [1, 0]
     exact = np.sin(np.pi * points[:, :1] + np.pi**3 * points[:, 1:])
