@@ -96,16 +96,15 @@ class Run(Running):
         warnings = self.task.check(self.trial)
         if network is not None and problem.enrichment:
             warnings.append(
-                "the problem's enrichment is left out: it is for networks of kind features, not for one of your own."
+                "the problem's enrichment is left out: it is for networks of kind features or patches, not for one of your own."
             )
-        for stage in reversed(schedule):
-            self.task.put(stage.parameters)
+        for stage in schedule:
+            self.task.put(stage.parameters)  # refuses what the problem does not read
         if schedule[-1].parameters:
             raise ProblemError(
                 "train: expected a last stage that solves the problem itself; got one with other parameters, "
                 f"{', '.join(schedule[-1].parameters)}. Add a stage without them, or set them in the problem."
             )
-        self.task.put({})
         self.course = Course(
             "trial",
             self.trial,

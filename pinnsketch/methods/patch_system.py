@@ -192,15 +192,16 @@ class PatchSystem:
         After a whole step what is left is of second order: more than before, where residuals were small and the step was not.
         A line search would cut it short, though the next step may take that away (Chamberlain et al. 1982, the watchdog).
         """
-        last = inf
-        for _ in range(WATCHED):
+        after = last = inf
+        for tried in range(WATCHED):
+            if tried:
+                rows, last = self.rows()
+                step = self._vector(self.least(rows, self.network.output.out_features * self.network.each))
             self.weights.place(self.weights.now + step)
             after = self.loss()
             if after < before or not after < last / 2:
-                return after
-            rows, last = self.rows()
-            step = self._vector(self.least(rows, self.network.output.out_features * self.network.each))
-        return inf
+                break
+        return after
 
     def _vector(self, found: Mapping[int, Tensor]) -> Tensor:
         """A change of all parameters, given by patch."""
