@@ -35,7 +35,7 @@ def write_figures(solution: Solution, folder: Path) -> None:
 
 def panels(
     width: float, height: float, rows: int = 1, columns: int = 1, *,
-    left: float = 1.05, right: float = 0.15, top: float = 0.2, across: float = 0.0, up: float = 0.2, **how: Any,
+    left: float = 1.3, right: float = 0.15, top: float = 0.2, across: float = 0.0, up: float = 0.2, **how: Any,
 ) -> tuple[Figure, Any]:  # fmt: skip
     """A figure of this size in inches and its axes `(rows, columns)`, with room in inches around and between them.
 
