@@ -141,7 +141,7 @@ class Patches(nn.Module):
 
     def boxes(self) -> tuple[Tensor, Tensor]:
         """Lower and upper corners of all boxes in coordinates scaled to [-1, 1], `(K, d)` each."""
-        width = 2.0 ** (1 - self.level.to(self.center.dtype))
+        width = (2 / (1 << self.level)).to(self.center)  # exact; powers are not, on a GPU
         low = self.place * width - 1
         return low, low + width
 

@@ -179,6 +179,20 @@ def test_boxes_that_touch_across_the_seam_are_balanced():
     assert plain.unbalanced() == []
 
 
+GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_sides_of_boxes_are_exact_powers_of_two(device):
+    network = Patches(SQUARE, width=80 * 50).to(device)
+    for _ in range(48):
+        network.split(int(network.count) - 1, 0)
+    low, high = network.boxes()
+    order = low[:49, 0].argsort()
+    assert (high - low)[order, 0].tolist() == [2.0**-k for k in range(48)] + [2.0**-47]
+    assert high[order[-1], 0] == 1.0
+
+
 def test_boxes_end_exactly_where_the_domain_ends():
     bounds = torch.tensor([[0.1, 0.3], [-1 / 3, 0.7]], dtype=F64)
     network = Patches(bounds, width=400)
