@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -151,7 +153,7 @@ class Captured:
                         function(self._batch)
                 torch.cuda.current_stream().wait_stream(stream)
                 self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph, stream=stream):
+                with uncollected(), torch.cuda.graph(self._graph, stream=stream):
                     self._results = function(self._batch)
         except Exception as error:
             raise CannotCompile(_first_line(error)) from error
@@ -163,6 +165,18 @@ class Captured:
             self._given = batch
         self._graph.replay()
         return self._results
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is collected meanwhile: a graph that is, while another is captured, cannot give back what it holds."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _first_line(error: Exception) -> str:

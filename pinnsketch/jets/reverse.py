@@ -85,9 +85,13 @@ def by_rows(columns: Tensor, parameters: Sequence[nn.Parameter]) -> dict[int, Ou
 
 
 def _read(use: Use, g: Tensor) -> Outer:
-    """The outer products of one use; where the input is wide and the output narrow, without streams that no residual reads."""
+    """The outer products of one use; where the input is wide and the output narrow, without streams that no residual reads.
+
+    Which these are the values say, for which a graph that is captured cannot wait.
+    """
     x = [use.x.value, *use.x.whole]
-    if len(x) * x[0].shape[-1] > PASSES * g.shape[1] * g.shape[-1]:
+    wide = len(x) * x[0].shape[-1] > PASSES * g.shape[1] * g.shape[-1]
+    if wide and not (g.is_cuda and torch.cuda.is_current_stream_capturing()):
         read = g.flatten(1).ne(0).any(1).tolist()
         kept = [s for s, reads in enumerate(read) if reads] or [0]
         x, g = [x[s] for s in kept], g[kept]

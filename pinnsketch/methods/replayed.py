@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from torch import Tensor
+
 from pinnsketch.compiled import CannotCompile, Captured, tensors_of
+from pinnsketch.jets import Jacobian
 from pinnsketch.methods.method import Objective
 
 T = TypeVar("T")
@@ -18,11 +21,13 @@ class Replayed(Generic[T]):
 
     Args:
         function: must give the same kind of result for all batches, which have one shape.
+        standing: what is made of results once, whose tensors stay where they are.
     """
 
-    def __init__(self, function: Callable[[Any, Any, Any], T]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[[Any, Any, Any], T], standing: Callable[[T], T] | None = None) -> None:
+        self._function, self._standing = function, standing
         self._captured: Captured | None = None
+        self._results: T | None = None
         self._plain = False
 
     def __call__(self, objective: Objective) -> T:
@@ -36,4 +41,30 @@ class Replayed(Generic[T]):
             except CannotCompile:
                 self._plain = True
                 return self._function(task, model, batch)
-        return self._captured(batch)
+        found = self._captured(batch)
+        if self._results is None:
+            self._results = self._standing(found) if self._standing else found
+        return self._results
+
+
+class Standing(Jacobian):
+    """A Jacobian whose tensors stay where they are: its products with vectors are replayed too."""
+
+    def __init__(self, jacobian: Jacobian) -> None:
+        self.__dict__.update(jacobian.__dict__)
+        self._products: dict[str, Callable[[Tensor], Tensor]] = {}
+
+    def times(self, v: Tensor) -> Tensor:
+        return self._product("times", v)
+
+    def transposed(self, w: Tensor) -> Tensor:
+        return self._product("transposed", w)
+
+    def _product(self, name: str, x: Tensor) -> Tensor:
+        if name not in self._products:
+            plain = getattr(super(), name)
+            try:
+                self._products[name] = Captured(plain, x)
+            except CannotCompile:
+                self._products[name] = plain
+        return self._products[name](x).clone()
