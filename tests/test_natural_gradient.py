@@ -150,13 +150,13 @@ def test_images_have_no_residuals_for_it():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_its_functions_are_replayed_and_give_what_they_give_one_by_one():
     from pinnsketch.methods.method import Objective
-    from pinnsketch.methods.mueller2023_natural_gradient import _linearized, _residuals
+    from pinnsketch.methods.mueller2023_natural_gradient import _linearized, _residuals, _standing
     from pinnsketch.methods.replayed import Replayed
 
-    trial, task = made(device="cuda")
+    trial, task = made(width=40, device="cuda")  # wide enough for what no residual reads to be left out
     parameters = list(trial.parameters())
-    for function in (_linearized, _residuals):
-        replayed = Replayed(function)
+    for function, standing in ((_linearized, _standing), (_residuals, None)):
+        replayed = Replayed(function, standing)
         for draw in range(4):
             batch = task.batch(draw)
             objective = Objective(parameters, lambda: None, tuple(task.weights), trial, task, batch)
@@ -164,8 +164,8 @@ def test_on_a_gpu_its_functions_are_replayed_and_give_what_they_give_one_by_one(
             if isinstance(found, dict):
                 found, expected = ([*d.values()] for d in (found, expected))
             else:
-                v = torch.linspace(-1, 1, found[1].shape[1], dtype=torch.float64, device="cuda")
-                found, expected = ([r, j.times(v), k] for r, j, k in (found, expected))
+                v = torch.linspace(-1 - draw, 1, found[1].shape[1], dtype=torch.float64, device="cuda")
+                found, expected = ([r, j.times(v), j.transposed(r), k] for r, j, k in (found, expected))
             for a, b in zip(found, expected, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
             with torch.no_grad():

@@ -117,10 +117,11 @@ class Outer:
             return rows_by_rows(self.rows()) if other is self else self.rows() @ other.rows().T
         found = self.g.new_zeros(c, n, c2, n2)
         for k in range(s):
-            for m in range(t):
-                inputs = self.x[k] @ other.x[m].T
-                found.addcmul_(torch.einsum("cno,dmo->cndm", self.g[k], other.g[m]), inputs[None, :, None])
-        return found.reshape(c * n, c2 * n2)
+            for m in range(k if other is self else 0, t):
+                inputs, share = self.x[k] @ other.x[m].T, 0.5 if other is self and k == m else 1.0
+                found.addcmul_(torch.einsum("cno,dmo->cndm", self.g[k], other.g[m]), inputs[None, :, None], value=share)
+        found = found.reshape(c * n, c2 * n2)
+        return found + found.T if other is self else found  # what streams k, m give is what m, k give, transposed
 
     def squares(self) -> Tensor:
         """The squared norm of each row, `(c n,)`, by the channel-Gram identity."""
