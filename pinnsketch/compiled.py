@@ -161,7 +161,7 @@ class Captured:
             raise CannotCompile(_first_line(error)) from error
 
     def __call__(self, batch: Any) -> Any:
-        if batch is not self._given:
+        if batch is not self._given or isinstance(batch, Tensor):  # which may hold other numbers now
             for mine, theirs in zip(tensors_of(self._batch), tensors_of(batch), strict=True):
                 mine.copy_(theirs)
             self._given = batch
