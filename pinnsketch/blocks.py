@@ -38,7 +38,7 @@ class Block:
         normal, factor = (None if each is None else each[rows] for each in (self.normal, self.factor))
         return Block(self.terms, self.x[rows], normal, columns, share, factor)
 
-    def drawn(self, size: Tensor, count: int, offset: float) -> Block:
+    def drawn(self, size: Tensor, count: int, offset: float | Tensor) -> Block:
         """So many of the points, drawn by a size of each `(n,)`, as `draw_by_size` has it."""
         if count >= len(self.x):
             return self
@@ -82,7 +82,7 @@ EVEN, ROUNDS = 0.5, 16
 """The part of a draw by size that is even; in how many rounds its probabilities are found."""
 
 
-def draw_by_size(size: Tensor, count: int, offset: float) -> tuple[Tensor, Tensor]:
+def draw_by_size(size: Tensor, count: int, offset: float | Tensor) -> tuple[Tensor, Tensor]:
     """Which of n points, all different, half evenly and half by size (Wu et al. 2023, equation 2), and factors of their rows.
 
     The probability that a point is among them is `min(1, EVEN m / n + c size)`, with c such that m are expected; by systematic

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pinnsketch.layers import sketched
+
+T = TypeVar("T")
 
 WARM_UP = 3
 """Evaluations before a capture, in which libraries set up what cannot be captured."""
@@ -151,18 +155,58 @@ class Captured:
                         function(self._batch)
                 torch.cuda.current_stream().wait_stream(stream)
                 self._graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self._graph, stream=stream):
+                with uncollected(), torch.cuda.graph(self._graph, stream=stream):
                     self._results = function(self._batch)
         except Exception as error:
             raise CannotCompile(_first_line(error)) from error
 
     def __call__(self, batch: Any) -> Any:
-        if batch is not self._given:
+        if batch is not self._given or isinstance(batch, Tensor):  # which may hold other numbers now
             for mine, theirs in zip(tensors_of(self._batch), tensors_of(batch), strict=True):
                 mine.copy_(theirs)
             self._given = batch
         self._graph.replay()
         return self._results
+
+
+class Replay(Generic[T]):
+    """A function of a batch: on a GPU it is captured at the first call, and replayed from then on.
+
+    A replay writes its results to the same tensors each time. What cannot be captured is run as it is.
+
+    Args:
+        function: must give the same kind of result for all batches, which have one shape.
+    """
+
+    def __init__(self, function: Callable[[Any], T]) -> None:
+        self._function = function
+        self.captured: Captured | None = None
+        self._plain = False
+
+    def __call__(self, batch: Any) -> T:
+        if self._plain or not tensors_of(batch)[0].is_cuda:
+            return self._function(batch)
+        if self.captured is None:
+            self._function(batch)  # traces residuals now, on the stream that all else is on
+            try:
+                self.captured = Captured(self._function, batch)
+            except CannotCompile:
+                self._plain = True
+                return self._function(batch)
+        found: T = self.captured(batch)
+        return found
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is collected meanwhile: a graph that is, while another is captured, cannot give back what it holds."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _first_line(error: Exception) -> str:

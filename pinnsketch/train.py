@@ -20,8 +20,8 @@ class Task(Protocol):
 
     It may also have `pieces(model, batch)`, the batch in parts that are evaluated one after another and whose losses add up to
     its own, `saved(model, piece)`, the bytes that a piece keeps for its reverse pass, and `chosen(model, draw)`, the data of a
-    draw for a model as it is, in place of `batch` where `chooses` is true, and `put(parameters)`, which gives parameters of a
-    problem other values.
+    draw for a model as it is, in place of `batch` where `chooses` is true, `put(parameters)`, which gives parameters of a
+    problem other values, and `renew()`, which tells it that a stage begins and what it captured is out of date.
     """
 
     @property
@@ -124,6 +124,7 @@ def train(
         if any(each.parameters for each in schedule):
             task.put(stage.parameters)  # type: ignore[attr-defined]
             getattr(gradient, "renew", lambda: None)()  # what is compiled, or captured, has their values in it
+        getattr(task, "renew", lambda: None)()
         parameters = [p for p in model.parameters() if p.requires_grad]  # a method may have changed which these are
         acting = getattr(model, "acting", model)  # of a network in slabs of time, the part that trains
         method: Method = METHODS[stage.method](parameters, **stage.options)

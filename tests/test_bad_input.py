@@ -206,6 +206,8 @@ CONFIGS = {
     "tab": ("\tthreads: 1", r"c.yaml is not valid YAML: found character '\t' that cannot start any token in line 5"),
     "weights": ("weights: {b: 3}", "weights: there is no term 'b'; the terms are a."),
     "parameter": ("parameters: {kk: 3}", "parameters: p.py has no parameter 'kk'; did you mean 'k'? (known: k)."),
+    "method alone": ("train: adam", "c.yaml: train: expected keys and values, as in {method: adam}"),
+    "auto": ("train: {method: auto, steps: 9}", "c.yaml: train: method auto takes no 'steps': it chooses methods"),
     "device": ("device: toaster", "device: 'toaster' cannot be used here"),
     "tag": ("parameters: !!python/object/apply:os.system ['touch hacked']", "could not determine a constructor for the tag"),
 }
@@ -213,7 +215,8 @@ CONFIGS = {
 
 @pytest.mark.parametrize(("line", "words"), CONFIGS.values(), ids=CONFIGS)
 def test_a_wrong_config_is_refused(line, words):
-    Path("c.yaml").write_text(CONFIG + line + "\n")
+    given = CONFIG.replace("train:", "#") if line.startswith("train:") else CONFIG
+    Path("c.yaml").write_text(given + line + "\n")
     assert words in refused("solve", "c.yaml")
     assert not Path("hacked").exists()
 
@@ -224,6 +227,7 @@ WORDS = {
     "shipped": ("poisson.yaml", "There is no file poisson.yaml. A shipped config is called by its name alone: poisson"),
     "folder": (".", ". is a folder; give a YAML file. To go on with a run folder use: pinnsketch resume ."),
     "binary": ("x.bin", "x.bin is not text in UTF-8; is it a YAML file?"),
+    "empty": ("empty.yaml", "empty.yaml: expected keys and values, at least 'problem: NAME'; got an empty file."),
     "table": ("x.csv", "x.csv: expected keys and values, at least 'problem: NAME'; got str."),
 }
 
@@ -231,6 +235,7 @@ WORDS = {
 @pytest.mark.parametrize("command", ["solve", "check", "compare"])
 @pytest.mark.parametrize(("word", "text"), WORDS.values(), ids=WORDS)
 def test_what_is_no_config_is_refused(command, word, text):
+    Path("empty.yaml").touch()
     Path("x.bin").write_bytes(b"\x80\x81\xff")
     Path("x.csv").write_text("x,y\n1,2\n")
     assert text in refused(command, word)
@@ -263,6 +268,18 @@ def test_an_exact_solution_that_fails_is_refused_by_name(more):
     assert "exact 'u'" in refused("solve", "c.yaml")
 
 
+@pytest.mark.usefixtures("numbers_only")
+def test_the_config_in_a_run_folder_is_solved_again_in_that_folder_with_its_data():
+    Path("data").mkdir()
+    Path("data/probe.csv").write_text("x,y,s\n0.2,0.1,1\n")
+    write(terms='"b": Term(Data("data/probe.csv"), lambda u, s: u - s)')
+    assert pinnsketch("solve", "c.yaml", "--out", "r").code == 0
+    first = Path("r/metrics.json").read_bytes()
+    assert pinnsketch("solve", "r/config.yaml", "--out", "r", "--overwrite").code == 0
+    assert Path("r/metrics.json").read_bytes() != first
+    assert Path("r/data/probe.csv").read_text() == Path("data/probe.csv").read_text()
+
+
 @pytest.mark.parametrize("command", ["solve", "compare"])
 @pytest.mark.parametrize(
     ("out", "reason"),
@@ -292,6 +309,7 @@ BLOW_UPS = {
 }
 
 
+@pytest.mark.usefixtures("numbers_only")
 @pytest.mark.parametrize(("residual", "lr", "step"), BLOW_UPS.values(), ids=BLOW_UPS)
 def test_training_that_goes_non_finite_ends_with_3_names_the_step_and_keeps_the_parameters_before(residual, lr, step):
     write(residual)
@@ -308,7 +326,7 @@ def test_training_that_goes_non_finite_ends_with_3_names_the_step_and_keeps_the_
     assert '"outcome": "non-finite"' in Path("r/metrics.json").read_text()
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_what_the_monitor_found_is_written_to_health_json():
     write(BLOW_UPS["gradient alone"][0])
     pinnsketch("solve", "c.yaml", "--out", "r")
@@ -345,13 +363,13 @@ def interrupted(stopped, here):
     return Path(shutil.copytree(stopped, "r"))
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_resume_goes_on_to_the_end(interrupted):
     assert pinnsketch("resume", "r").out.rstrip().endswith("Written to r")
     assert Solution.load("r/model.pt").metrics["steps"] == 10
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_a_finished_run_is_not_resumed(interrupted):
     pinnsketch("resume", "r")
     before = {path.name: path.read_bytes() for path in Path("r").glob("*.pt")}
@@ -419,7 +437,7 @@ def test_a_run_without_its_problem_file_is_not_resumed(interrupted):
     assert "r holds no problem.py" in refused("resume", "r")
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_overwriting_a_run_leaves_nothing_of_it_to_resume(interrupted):
     write("(u - u.value.detach()).sqrt()")
     Path("c.yaml").write_text(CONFIG.replace("width: 8", "width: 9"))
@@ -450,8 +468,13 @@ def rescued(here):
     return folder
 
 
+@pytest.mark.usefixtures("numbers_only")
 @pytest.mark.parametrize("name", ["metrics.json", "history.json", "model.pt", "solution.png"])
-def test_a_result_that_does_not_fit_is_named_and_all_are_rescued_to_a_folder_that_is_named(here, full, name):
+def test_a_result_that_does_not_fit_is_named_and_all_are_rescued_to_a_folder_that_is_named(here, full, name, monkeypatch):
+    def drawn(_, folder):
+        checkpoint.write(folder / "solution.png", lambda file: file.write(b"a picture"))
+
+    monkeypatch.setattr("pinnsketch.report.figures.write_figures", drawn)
     full(lambda path: path == here / "r" / name)
     ended = pinnsketch("solve", "c.yaml", "--out", here / "r")
     folder = rescued(here)
@@ -462,7 +485,7 @@ def test_a_result_that_does_not_fit_is_named_and_all_are_rescued_to_a_folder_tha
     assert Solution.load(folder / "model.pt").metrics["steps"] == 10
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_an_older_checkpoint_survives_a_disk_that_fills_up_and_can_be_resumed(here, full):
     saved = []
 
@@ -483,6 +506,7 @@ def test_an_older_checkpoint_survives_a_disk_that_fills_up_and_can_be_resumed(he
     assert all(torch.equal(finished[name], resumed[name]) for name in finished)
 
 
+@pytest.mark.usefixtures("numbers_only")
 def test_where_nothing_can_be_written_the_numbers_are_still_printed(here, full):
     full(lambda path: path.suffix in (".json", ".pt", ".png") and path.name != "environment.json")
     ended = pinnsketch("solve", "c.yaml", "--out", "r")

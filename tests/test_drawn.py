@@ -1,6 +1,7 @@
 """Points drawn by their residuals: spread evenly, without bias, the same when a run is resumed, for every method."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from pinnsketch import Box, Problem, Term
 from pinnsketch.blocks import along_curve
 from pinnsketch.collocation import Collocation
+from pinnsketch.compiled import Replay, tensors_of
 from pinnsketch.config import ConfigError, make_config
 from pinnsketch.network import MLP
 from pinnsketch.points import DRAWS
@@ -17,14 +19,15 @@ from pinnsketch.trial import Trial
 F64 = torch.float64
 
 
-def made(draw="residual", interior=60, width=8):
+def made(draw="residual", interior=60, width=8, device="cpu"):
     box = Box(x=(0, 1), y=(0, 1))
     terms = {
         "bump": Term(box.interior, lambda u, x, y: u.xx + u.yy - torch.exp(-100 * ((x - 0.8) ** 2 + (y - 0.2) ** 2))),
         "sides": Term(box.boundary, lambda u: u, weight=10.0),
     }
     network = MLP(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), width=width, depth=2, generator=torch.Generator().manual_seed(0))
-    return Trial(network), Collocation(Problem(box, "u", terms), interior=interior, boundary=20, draw=draw)
+    task = Collocation(Problem(box, "u", terms), interior=interior, boundary=20, draw=draw, device=device)
+    return Trial(network).to(device), task
 
 
 def test_points_that_follow_each_other_along_the_curve_fill_squares_one_after_another():
@@ -54,6 +57,26 @@ def test_the_loss_at_drawn_points_is_that_at_all_on_average():
     for name in task.weights:
         a, b = (torch.stack([losses[name].detach() for losses in each]) for each in (many, even))
         assert abs(float(a.mean() - b.mean())) < 4 * float((a - b).std()) / 60**0.5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_choice_is_replayed_and_gives_what_it_gives_one_by_one():
+    trial, task = made(device="cuda")
+    earlier = []
+    for draw in range(4):
+        found = task.chosen(trial, draw)
+        assert task._choosing[trial].captured is not None
+        task._choosing[trial], kept = Replay(partial(task._chosen, lambda: trial)), task._choosing[trial]
+        task._choosing[trial]._plain = True
+        for a, b in zip(tensors_of(found), tensors_of(task.chosen(trial, draw)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        task._choosing[trial] = kept
+        earlier.append((found, [t.clone() for t in tensors_of(found)]))
+        with torch.no_grad():
+            for p in trial.parameters():
+                p.mul_(0.9)
+    for found, values in earlier:
+        assert all(map(torch.equal, tensors_of(found), values))
 
 
 def pool(task, number):

@@ -1,5 +1,6 @@
 """Random features: the network, the test of linearity, the solve, the choices, and the polish of a trained network."""
 
+from copy import deepcopy
 from math import pi
 from pathlib import Path
 
@@ -308,6 +309,18 @@ def test_resumed_it_traces_residuals_where_weights_are_of_size_one_since_roundin
     again.course.load_state_dict(state)
     next(iter(again))
     assert again.trial in traced
+
+
+def test_near_a_solution_residuals_are_traced_with_noise_in_the_weights_since_rounding_is_all_that_is_left_of_them():
+    run = poisson({"method": "features"}, {"kind": "features", "width": 250}, {"interior": 1000, "boundary": 200})
+    for _ in run:
+        pass
+    before, task = deepcopy(run.trial.state_dict()), Collocation(run.task.problem, interior=100, boundary=30)
+    for block in task.batch():
+        plan = task.plans.of(run.trial, block)
+        assert plan.streams is not None, plan.why
+        assert plan.apart
+    assert all(torch.equal(value, before[name]) for name, value in run.trial.state_dict().items())
 
 
 def test_a_nonlinear_equation_by_gauss_and_newton():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from pinnsketch.collocation.places import Places
 from pinnsketch.collocation.plans import TRACED, Plans, agree, refuse_sketches
 from pinnsketch.collocation.residuals import Plan, Residuals, name_before, require_finite
 from pinnsketch.collocation.truth import Truth
+from pinnsketch.compiled import Replay, holding, tensors_of
 from pinnsketch.derivatives import Derivatives
 from pinnsketch.jets import Jacobian, Outer, Use, by_point, by_rows, by_uses
 from pinnsketch.layers import exact
@@ -83,6 +85,7 @@ class Collocation:
         self._places = Places(problem, interior, boundary, terms or {}, sampler, seed, slabs, self._to)
         self._truth = Truth(problem, test, self._to)
         self.plans = Plans(Residuals(problem))
+        self._choosing: WeakKeyDictionary[Trial, Replay[tuple[Block, ...]]] = WeakKeyDictionary()
         self.slabs, self._before = slabs, tuple[Trial, ...]()
 
     def put(self, parameters: Mapping[str, float]) -> None:
@@ -118,11 +121,24 @@ class Collocation:
         if not self.chooses:
             return self.batch(draw)
         pool, rng = self.batch(draw, self._pool), np.random.default_rng((self._seed, draw))
-        return self.drawn(pool, self.scaled(trial, pool), self._places.counts, rng.random(len(pool)).tolist())
+        given = pool, torch.as_tensor(rng.random(len(pool)), device=pool[0].x.device)
+        if trial not in self._choosing:
+            self._choosing[trial] = Replay(partial(self._chosen, ref(trial)))
+        choice = self._choosing[trial]
+        found = choice(given)
+        return holding(found, (t.clone() for t in tensors_of(found))) if choice.captured else found
+
+    def _chosen(self, trial: Callable[[], Any], given: tuple[tuple[Block, ...], Tensor]) -> tuple[Block, ...]:
+        pool, offsets = given
+        return self.drawn(pool, self.scaled(trial(), pool), self._places.counts, offsets)
+
+    def renew(self) -> None:
+        """Capture anew what chooses points: the residuals, or the network, are not what they were."""
+        self._choosing.clear()
 
     @staticmethod
     def drawn(
-        batch: tuple[Block, ...], scaled: Mapping[str, Tensor], most: Sequence[int], offsets: Sequence[float]
+        batch: tuple[Block, ...], scaled: Mapping[str, Tensor], most: Sequence[int], offsets: Iterable[float | Tensor]
     ) -> tuple[Block, ...]:
         """Of each block at most so many points, drawn by their residuals, given as `scaled`."""
         found = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -40,7 +41,11 @@ class Plans:
         plans = self._plans.setdefault(trial, {})
         if block.terms not in plans:
             with exact(trial.network):
-                plan = plans[block.terms] = self._trace(trial, block)
+                plan = self._trace(trial, block)
+                if plan.streams is None or not plan.apart:  # near a solution, rounding may be all that is left of a residual
+                    with shaken(trial):
+                        plan = self._trace(trial, block)
+            plans[block.terms] = plan
             self._say_why(block, plan)
         return plans[block.terms]
 
@@ -117,6 +122,24 @@ class Plans:
             self.residuals.evaluate_all(trial, few, nested)
             plan = Plan(apart=apart, why=why, passes=nested.passes)
         return replace(plan, saved=saved_bytes(lambda: self.residuals.at(trial, few, plan), parameters=True) // len(few.x))
+
+
+@contextmanager
+def shaken(trial: nn.Module) -> Iterator[None]:
+    """Meanwhile, each parameter has as much noise added as it has numbers of size."""
+    parameters = [p for p in trial.parameters() if p.is_floating_point()]
+    before, generator = [p.detach().clone() for p in parameters], torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for p in parameters:
+                size = p.square().mean().sqrt()
+                noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
+                p.add_(noise * torch.where(size > 0, size, 1.0))
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(parameters, before, strict=True):
+                p.copy_(value)
 
 
 def agree(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:

@@ -12,7 +12,7 @@ class Flat:
     """Parameters, and their gradients, as one vector `(P,)`, in the order of the columns of a Jacobian."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._parameters = list(parameters)
+        self._parameters: list[Tensor] = [*parameters]
 
     @property
     def x(self) -> Tensor:
@@ -25,8 +25,9 @@ class Flat:
     def place(self, x: Tensor) -> None:
         """Let the parameters be x."""
         with torch.no_grad():
-            for p, part in zip(self._parameters, self._split(x), strict=True):
-                p.copy_(part.view_as(p))
+            torch._foreach_copy_(
+                self._parameters, [part.view_as(p) for p, part in zip(self._parameters, self._split(x), strict=True)]
+            )
 
     def scatter(self, gradient: Tensor) -> None:
         """Let `p.grad` be parts of a gradient."""

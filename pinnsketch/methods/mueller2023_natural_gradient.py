@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pinnsketch.jets import Jacobian
 from pinnsketch.methods.flat import Flat
 from pinnsketch.methods.method import Evaluation, Objective
-from pinnsketch.methods.replayed import Replayed
+from pinnsketch.methods.replayed import Replayed, Standing
 
 FLOOR, REACH, SHORTEST = 1e-15, 1e-2, 2.0**-10
 """The least lambda over the trace of K; the share of p that the difference quotient for q goes; the shortest step length."""
@@ -41,7 +41,7 @@ class NaturalGradient:
 
     def __init__(self, parameters: Sequence[nn.Parameter], damping: float = 1e-7) -> None:
         self._flat, self._least, self._damping = Flat(parameters), damping, damping
-        self._linearized, self._residuals = Replayed(_linearized), Replayed(_residuals)
+        self._linearized, self._residuals = Replayed(_linearized, _standing), Replayed(_residuals)
         self._rows: dict[str, int] = {}
         """How many residuals each term has, in their order."""
         self._length = 1.0
@@ -114,6 +114,11 @@ def _linearized(task: Any, model: Any, batch: Any) -> tuple[Tensor, Jacobian, Te
     return r, jacobian, jacobian.square()
 
 
+def _standing(found: tuple[Tensor, Jacobian, Tensor]) -> tuple[Tensor, Jacobian, Tensor]:
+    r, jacobian, square = found
+    return r, Standing(jacobian), square
+
+
 def _residuals(task: Any, model: Any, batch: Any) -> dict[str, Tensor]:
     """r by term."""
     return dict(task.scaled(model, batch))
@@ -123,11 +128,16 @@ def _solver(jacobian: Jacobian, square: Tensor, damping: float) -> Callable[[Ten
     """`r -> J^T (J J^T + lambda I)^-1 r`, by the smaller square of J; lambda grows by tens where that is not positive."""
     trace = float(square.diagonal().sum())
     damping += FLOOR * trace
-    one = torch.eye(len(square), dtype=square.dtype, device=square.device)
-    factor, failed = torch.linalg.cholesky_ex(square + damping * one)
+    factor, failed = torch.linalg.cholesky_ex(_shifted(square, damping))
     while int(failed) and damping < trace:
         damping *= 10
-        factor, failed = torch.linalg.cholesky_ex(square + damping * one)
+        factor, failed = torch.linalg.cholesky_ex(_shifted(square, damping))
     if jacobian.shape[0] > jacobian.shape[1]:
         return lambda r: torch.cholesky_solve(jacobian.transposed(r)[:, None], factor)[:, 0]
     return lambda r: jacobian.transposed(torch.cholesky_solve(r[:, None], factor)[:, 0])
+
+
+def _shifted(square: Tensor, damping: float) -> Tensor:
+    found = square.clone()
+    found.diagonal().add_(damping)
+    return found
