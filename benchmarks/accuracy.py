@@ -199,6 +199,11 @@ def slabwise(width: int, slabs: int, steps: int) -> dict[str, Options]:
     }
 
 
+def long(width: int, slabs: int, interior: int, boundary: int, steps: int) -> Options:
+    """Two networks in each slab of time, both with so many steps."""
+    return marching(staged(natural(width, 4, interior, boundary, steps=steps), steps), slabs)
+
+
 AUTO: dict[str, Options] = {"auto": {"train": {"method": "auto"}}}
 MINUTE = {"cpu": ((1e-6, 60),), "cuda": ((1e-9, 60),)}
 LINEAR = {"features, tanh": features(2000, 6000, 800), "features, sin": features(1000, 4000, 600, "sin")}
@@ -234,6 +239,7 @@ CASES: dict[str, Case] = {
             "natural_gradient 2x64": natural(64, 2, 500, 300),
             "natural_gradient 2x128, two stages": staged(natural(128, 2, 1000, 500), 150),
             "natural_gradient 2x96, two stages": staged(natural(96, 2, 2000, 1000), 150),
+            "natural_gradient 2x256, two stages": staged(natural(256, 2, 2000, 1000), 150),
         },
         120, {"cpu": ((1e-5, 60),), "cuda": ((1e-9, 120),)}, "3.5e-8 in 3,000 s (ENGD)",
     ),
@@ -294,7 +300,7 @@ CASES: dict[str, Case] = {
         {
             **AUTO,
             "natural_gradient 4x30": natural(30, 4, 1000, 200),
-            "natural_gradient 4x50, two stages": staged(natural(50, 4, 1000, 200), 250),
+            "natural_gradient 4x50, two stages": staged(natural(50, 4, 1000, 200), 300),
             "dsgnar 4x30": sketched(30, 4, 4000, 400),
             "ssbroyden 3x30": broyden(30, 3, 4000, 400),
             "patches, slabs": marching(patched(4000, 100), WAVES),
@@ -322,18 +328,42 @@ CASES: dict[str, Case] = {
         shipped("wave"),
         {
             **AUTO,
-            **weighted({**both(30, 4, 500, 100), **slabwise(30, 4, 120)}, ends=1e4, shape=1e4, rest=1e2),
+            **weighted(
+                {
+                    **both(30, 4, 500, 100),
+                    **slabwise(30, 4, 120),
+                    "natural_gradient 4x50, two stages": staged(natural(50, 4, 1500, 300), 200),
+                },
+                ends=1e4, shape=1e4, rest=1e2,
+            ),
             **LINEAR,
             **MARCHED,
         },
         60, MINUTE, "8e-6 trained (SOAP)",
     ),
     "convection, beta = 30": Case(
-        shipped("convection"), {**AUTO, **both(30, 4, 500, 100), **slabwise(20, 8, 120), **LINEAR, **MARCHED},
+        shipped("convection"),
+        {
+            **AUTO,
+            **both(30, 4, 500, 100),
+            **slabwise(20, 8, 120),
+            "natural_gradient 4x30, slabs, two long stages": long(30, 8, 750, 150, 150),
+            **LINEAR,
+            **MARCHED,
+        },
         60, MINUTE, "7.5e-3 trained (R3)",
     ),
     "convection, beta = 50": Case(
-        shipped("convection", beta=50.0), {**AUTO, **both(30, 4, 500, 100), **slabwise(20, 8, 120), **LINEAR, **MARCHED},
+        shipped("convection", beta=50.0),
+        {
+            **AUTO,
+            **both(30, 4, 500, 100),
+            **slabwise(20, 8, 120),
+            "natural_gradient 4x20, 12 slabs": marching(natural(20, 4, 400, 100, steps=80), 12),
+            "natural_gradient 4x24, 12 slabs, two long stages": long(24, 12, 600, 125, 100),
+            **LINEAR,
+            **MARCHED,
+        },
         60, MINUTE, "7.6e-3 trained",
     ),
     "Helmholtz (1, 4)": Case(
@@ -341,6 +371,8 @@ CASES: dict[str, Case] = {
         {
             **AUTO,
             **both(40, 3, 800, 200),
+            "natural_gradient 4x20": natural(20, 4, 1500, 400),
+            "natural_gradient 3x30, two stages": staged(natural(30, 3, 1000, 300), 150),
             "natural_gradient 4x50, two stages": staged(natural(50, 4, 750, 225), 150),
             **LINEAR,
         },
@@ -352,6 +384,7 @@ CASES: dict[str, Case] = {
             **AUTO,
             **both(20, 4),
             **slabwise(20, 4, 100),
+            "natural_gradient 4x30, two stages": staged(natural(30, 4, 1000, 200), 150),
             "features, tanh": features(1000, 4000, 600),
             "features, tanh, slabs": marching(features(800, 2600, 400), 8),
             "patches": patched(8000),
