@@ -150,7 +150,8 @@ def deepxde(name: str, seed: int, watch: Watch, example: bool = False) -> None:
         shape = dde.geometry.GeometryXTime(dde.geometry.Interval(low[0], high[0]), dde.geometry.TimeDomain(low[1], high[1]))
         counts["num_initial"] = start
     elif e.missing:
-        shape = dde.geometry.Polygon([[0, 0], [1, 0], [1, 1], [-1, 1], [-1, -1], [0, -1]])
+        gap = np.array(list(e.missing.values()), float).T
+        shape = dde.geometry.CSGDifference(dde.geometry.Rectangle(low, high), dde.geometry.Rectangle(*gap))
     else:
         shape = dde.geometry.Rectangle(low, high) if len(axes) == 2 else dde.geometry.Hypercube(low, high)
 
@@ -172,7 +173,8 @@ def deepxde(name: str, seed: int, watch: Watch, example: bool = False) -> None:
 
     data = (dde.data.TimePDE if timed else dde.data.PDE)(shape, equations, [made(c) for c in e.conditions], **counts)
     net = dde.nn.FNN([len(axes) + bool(e.periodic), *[width] * depth, len(unknowns)], "tanh", "Glorot normal")
-    net.apply_feature_transform(lambda x: torch.cat(inputs(e, x, torch), 1))
+    if e.periodic or not example:
+        net.apply_feature_transform(lambda x: torch.cat(inputs(e, x, torch), 1))
     model = dde.Model(data, net)
     weights = None if example else [1.0] * len(unknowns) + [c.weight for c in e.conditions]
 
@@ -278,6 +280,8 @@ def pina(name: str, seed: int, watch: Watch) -> None:
             return torch.cat(inputs(e, x.as_subclass(torch.Tensor)[:, np.argsort(order)], torch), 1)
 
     layers = FeedForward(len(axes) + bool(e.periodic), len(unknowns), layers=[width] * depth, func=torch.nn.Tanh)
+    for weight in layers.parameters():
+        torch.nn.init.xavier_normal_(weight) if weight.ndim == 2 else torch.nn.init.zeros_(weight)
     model = torch.nn.Sequential(Inputs(), layers)
     solver = PhysicsInformedSingleModelSolver(
         problem, model, optimizer=TorchOptimizer(torch.optim.Adam, lr=1e-3), weighting=ScalarWeighting(weights)
@@ -291,7 +295,9 @@ def pina(name: str, seed: int, watch: Watch) -> None:
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
             trainer.should_stop = watch.up(values)
 
-    lbfgs = TorchOptimizer(torch.optim.LBFGS, line_search_fn="strong_wolfe", history_size=100)
+    lbfgs = TorchOptimizer(
+        torch.optim.LBFGS, line_search_fn="strong_wolfe", history_size=100, tolerance_grad=1e-8, tolerance_change=0.0
+    )  # as DeepXDE has it
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     Trainer(solver, max_epochs=10**7, accelerator="cpu", callbacks=[Look(), SwitchOptimizer(lbfgs, ADAM)], **quiet).train()
 
@@ -302,12 +308,10 @@ def jinns(name: str, seed: int, watch: Watch, natural: bool = False) -> None:
     import jax.numpy as jnp
     import jinns
     import optax
-    from jax.experimental import io_callback
     from jinns.data import CubicMeshPDEStatio
     from jinns.loss import BoundaryConditionAbstract, LossPDEStatio, LossWeightsPDEStatio, PDEStatio
     from jinns.parameters import Params
     from jinns.solver import GetJinnsVariableName
-    from jinns.validation import AbstractValidationModule
 
     e = PROBLEMS[name]
     axes, unknowns = list(e.bounds), e.unknowns.split()
@@ -360,11 +364,15 @@ def jinns(name: str, seed: int, watch: Watch, natural: bool = False) -> None:
         layers += [(eqx.nn.Linear, a, b), (jax.nn.tanh,)]
     key, sub = jax.random.split(key)
     u, nn_params = jinns.nn.PINN_MLP.create(key=sub, eqx_list=tuple(layers[:-1]), eq_type="PDEStatio")
-    params = Params(nn_params=nn_params, eq_params={})
+    weights, form = jax.tree.flatten(nn_params)
+    draws = zip(weights, jax.random.split(sub, len(weights)), strict=True)
+    drawn = [(2 / sum(w.shape)) ** 0.5 * jax.random.normal(k, w.shape) if w.ndim == 2 else 0 * w for w, k in draws]
+    params = Params(nn_params=jax.tree.unflatten(form, drawn), eq_params={})
     low, high = zip(*e.bounds.values(), strict=True)
+    per_face = max(-(-boundary // len(c.faces)) for c in e.conditions if len(c.faces[0]) == 1)
     key, sub = jax.random.split(key)
     data = CubicMeshPDEStatio(
-        key=sub, n=inside, nb=2 * boundary, omega_border_batch_size=None, dim=len(axes),
+        key=sub, n=inside, nb=4 * per_face, omega_border_batch_size=None, dim=len(axes),
         min_pts=tuple(map(float, low)), max_pts=tuple(map(float, high)), method="uniform",
     )  # fmt: skip
     loss = LossPDEStatio(
@@ -372,40 +380,36 @@ def jinns(name: str, seed: int, watch: Watch, natural: bool = False) -> None:
         loss_weights=LossWeightsPDEStatio(dyn_loss=1.0, boundary_loss=1.0), params=params,
     )  # fmt: skip
 
-    def look(*leaves: Any) -> Any:
-        def values(x: Any) -> Any:
-            x = np.concatenate(inputs(e, x, np), 1)
-            for k in range(0, len(leaves), 2):
-                x = x @ np.asarray(leaves[k]).T + np.asarray(leaves[k + 1])
-                x = np.tanh(x) if k + 2 < len(leaves) else x
-            return x
+    evaluate = jax.jit(lambda params, x: jax.vmap(lambda z: u(z, params))(x))
 
-        return np.asarray(watch.up(values))
+    def trained(steps: int, params: Any, optimizer: Any, count: int, **more: Any) -> Any:
+        """By `count` steps of `jinns.solve` at a time, compiled once, without a word to Python in between."""
 
-    class Look(AbstractValidationModule):  # type: ignore[misc]
-        call_every: int = 10
+        @jax.jit
+        def some(params: Any, state: Any, data: Any, key: Any) -> tuple[Any, Any]:
+            found = jinns.solve(
+                n_iter=count, init_params=params, opt_state=state, data=data, loss=loss, optimizer=optimizer, key=key,
+                print_loss_every=count, verbose=False, ahead_of_time=False, **more,
+            )  # fmt: skip
+            return found[0], found[5]
 
-        def __call__(self, params: Any) -> Any:
-            leaves = jax.tree.leaves(params.nn_params)
-            stop = io_callback(look, jax.ShapeDtypeStruct((), bool), *leaves, ordered=False)
-            return self, stop, jnp.array(0.0), False
-
-    def trained(steps: int, params: Any, optimizer: Any, **more: Any) -> Any:
-        found = jinns.solve(
-            n_iter=steps, init_params=params, data=data, loss=loss, optimizer=optimizer,
-            validation=Look(), verbose=False, **more,
-        )  # fmt: skip
-        return found[0]
+        state = optimizer.init(params)
+        for step in range(0, steps, count):
+            params, state = jax.block_until_ready(some(params, state, data, jax.random.fold_in(key, step)))
+            if watch.up(lambda x: np.asarray(evaluate(params, x))):
+                break
+        return params
 
     if natural:
-        trained(200_000, params, jinns.optimizers.vanilla_ngd(), key=key)
+        search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=15)  # the default, less its printing
+        trained(200_000, params, jinns.optimizers.vanilla_ngd(linesearch=search), 1)
         return
-    params = trained(ADAM, params, optax.adam(1e-3))
+    params = trained(ADAM, params, optax.adam(1e-3), 5)
     if watch.over:
         return
     used = {"value": "train_loss_value", "grad": "grads", "loss": "loss", "batch": "batch"}
     extra = {"value_fn": callback_loss, **{word: GetJinnsVariableName(local) for word, local in used.items()}}
-    trained(200_000, params, optax.lbfgs(memory_size=100), extra_optax_args_and_kwargs=extra)
+    trained(200_000, params, optax.lbfgs(memory_size=100), 5, extra_optax_args_and_kwargs=extra)
 
 
 def callback_loss(params: Any, loss: Any, batch: Any) -> Any:
@@ -457,7 +461,6 @@ def one(name: str, peer: str, seed: int, seconds: float) -> Curve:
     """Seconds and errors of a training on the cores that its process has."""
     os.environ["DDE_BACKEND"], os.environ["JAX_PLATFORMS"] = "pytorch", "cpu"
     os.environ["JAX_ENABLE_X64"] = "1"
-    os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"  # with which a callback may wait for ever for the thread that it is on
     warnings.simplefilter("ignore")
     package, train, options, _ = PEERS[peer]
     if package == "deepxde":
@@ -468,7 +471,7 @@ def one(name: str, peer: str, seed: int, seconds: float) -> Curve:
     elif package == "pina":
         import pina.solver  # noqa: F401
     elif package == "jinns":
-        import jinns  # noqa: F401
+        import_jinns()
     import torch
     from classical import measured
 
@@ -478,6 +481,26 @@ def one(name: str, peer: str, seed: int, seconds: float) -> Curve:
     watch.began = time.perf_counter()
     train(name, seed, watch, **options)
     return watch.curve
+
+
+def import_jinns() -> None:
+    """`TypeVar(name=..., bound=...)`, as jinns has it, ends the process in Python 3.12 before 3.12.6 (python/cpython#118814)."""
+    import typing
+
+    known: Any = typing.TypeVar
+
+    class ByPosition(type):
+        def __call__(cls, name: str, *types: Any, **more: Any) -> Any:
+            return known(name, *types, **more)
+
+        def __instancecheck__(cls, found: Any) -> bool:
+            return isinstance(found, known)
+
+    typing.TypeVar = ByPosition("TypeVar", (), {})
+    try:
+        import jinns  # noqa: F401
+    finally:
+        typing.TypeVar = known
 
 
 def loaded(torch: Any) -> None:
