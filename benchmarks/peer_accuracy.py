@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace as changed
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from math import inf
@@ -393,10 +394,10 @@ def jinns(name: str, seed: int, watch: Watch, natural: bool = False) -> None:
             )  # fmt: skip
             return found[0], found[5]
 
-        state = optimizer.init(params)
+        state = jax.tree.map(lambda a: jnp.asarray(a, a.dtype), optimizer.init(params))  # no weak types, or all is compiled twice
         for step in range(0, steps, count):
             params, state = jax.block_until_ready(some(params, state, data, jax.random.fold_in(key, step)))
-            if watch.up(lambda x: np.asarray(evaluate(params, x))):
+            if watch.up(partial(evaluate, params)):
                 break
         return params
 
@@ -484,7 +485,7 @@ def one(name: str, peer: str, seed: int, seconds: float) -> Curve:
 
 
 def import_jinns() -> None:
-    """`TypeVar(name=..., bound=...)`, as jinns has it, ends the process in Python 3.12 before 3.12.6 (python/cpython#118814)."""
+    """`TypeVar(name=..., bound=...)`, as jinns has it, ends Python 3.12 before 3.12.6 (python/cpython#118814)."""
     import typing
 
     known: Any = typing.TypeVar
