@@ -132,7 +132,7 @@ def wins() -> str:
     least, greatest = (f"{float(f'{factor:.2g}'):,.0f}" for factor in (min(times.values()), max(times.values())))
     text = [
         f"- **A classical solver wins on {of} of this table**: the faster of the two has the error of `auto` in less time, by"
-        f" a factor from {least} to {greatest}, and on {len(further)} of {len(times)} it is exact to a tenth of that error or less"
+        f" a factor from {least} to {greatest}, and on {len(further)} of {len(times)} it has a tenth of that error or less"
         " in the end. Who has one of these problems, on such a domain, should take one."
     ]
     if slower:
