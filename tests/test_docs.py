@@ -186,6 +186,21 @@ def test_the_tables_of_methods_and_of_classical_solvers_are_the_committed_result
     assert [int(n or len(sooner)) for n in said.groups()] == [sum(sooner), len(sooner)]
 
 
+def test_cells_of_packages_have_medians_and_spreads_or_say_why_there_is_none(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    beside = importlib.import_module("beside")
+    curves = {"pinnsketch": [[[60.0, 0.5]], [[60.0, 0.1]], [[60.0, 0.2]]], "PINA": [[[60.0, 0.3]]]}
+    found = {"peers": {"heat": curves, "wave": {"jinns": [[[60.0, 1.0]]] * 3}}, "accuracy": {"heat": {"auto": [[[3.0, 1e-9]]]}}}
+    said = {"left_out": ["wave: PINA: it cannot", "jax is old"], "failures": {"heat: jinns, seed 0": "it died"}}
+    (tmp_path / "peers.json").write_text(json.dumps(said))
+    monkeypatch.setattr(beside, "read", lambda name: found[name])
+    monkeypatch.setattr(beside, "RESULTS", tmp_path)
+    text = beside.peers_section()
+    assert "| heat | 2.0e-01 (1.0e-01 to 5.0e-01) | 3.0e-01 (3.0e-01 to 3.0e-01, 1 seed) | - (1) | 1.0e-09 |" in text
+    assert "| wave | - (2) | - (3) | 1.0e+00 (1.0e+00 to 1.0e+00) | - |" in text
+    assert "(1) it died; (2) not run; (3) it cannot; DeepXDE: not run;" in text.replace("\n", " ")
+
+
 def test_the_table_of_adaptive_patches_is_the_committed_result():
     found = json.loads(RESULTS.with_name("patches.json").read_text())
     values = {row["name"]: row["value"] for row in found["rows"]}
