@@ -10,20 +10,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 from harness import RESULTS
 
 PAGE = RESULTS.parents[1] / "docs" / "accuracy.md"
 KINDS = {"finite elements": ("elements",), "spectral": ("Chebyshev", "Fourier", "rational", "spectral")}
-PACKAGES = (
-    "pinnsketch",
-    "DeepXDE",
-    "DeepXDE, its example",
-    "PINA",
-    "jinns",
-    "jinns, natural gradient",
-)
+PACKAGES = ("pinnsketch", "DeepXDE", "PINA", "jinns", "DeepXDE, its example", "jinns, natural gradient")
 
 
 def read(name: str, folder: Path = RESULTS) -> dict[str, dict[str, list[Any]]]:
@@ -118,30 +112,89 @@ def classical_table() -> str:
     )
 
 
+def wins() -> str:
+    """What the table of classical solvers says, in words: who has the error of `auto` sooner."""
+    ours, times = read("accuracy"), dict[str, float]()
+    further, slower, no_elements = list[str](), list[str](), list[str]()
+    for problem, methods in read("classical").items():
+        if "auto" not in ours.get(problem, {}):
+            continue
+        error, seconds = ended(ours[problem]["auto"])
+        found = {kind: solves(methods, kind) for kind in KINDS}
+        sooner = [seconds / t for pairs in found.values() for e, t in pairs if e <= error and t < seconds]
+        if sooner:
+            times[problem] = max(sooner)
+            further += [problem] * (min(e for pairs in found.values() for e, _ in pairs) < error / 10)
+            no_elements += [problem] * all(e > error for e, _ in found["finite elements"])
+        else:
+            slower.append(problem)
+    of = f"{len(times)} of the {len(times) + len(slower)} problems" if slower else "every problem"
+    least, greatest = (f"{float(f'{factor:.2g}'):,.0f}" for factor in (min(times.values()), max(times.values())))
+    text = [
+        f"- **A classical solver wins on {of} of this table**: the faster of the two has the error of `auto` in less time, by"
+        f" a factor from {least} to {greatest}, and on {len(further)} of {len(times)} it has a tenth of that error or less"
+        " in the end. Who has one of these problems, on such a domain, should take one."
+    ]
+    if slower:
+        text.append(f"- `auto` is the first to have its error on: {'; '.join(slower)}.")
+    if no_elements:
+        text.append(
+            f"- It is not always both. Where finite elements stay behind, the spectral solve wins: {'; '.join(no_elements)}."
+        )
+    return "\n".join(fill(line, 128, subsequent_indent="  ", break_on_hyphens=False) for line in text)
+
+
 PEERS = """
-The same problems by DeepXDE, PINA and jinns, from [peers.json](../benchmarks/results/peers.json) by
-`python benchmarks/peer_accuracy.py`: network, number of points and weights are those of `adam, lbfgs` beside them, with 1,000
-steps of Adam and L-BFGS for the rest of {seconds:.0f} s, in float64, on two cores each; of a periodic coordinate all networks
-are given cosine and sine. Last errors, {seeds} seed{s}. "Its example" has network, points and steps of Adam of the example
-that DeepXDE ships for the equation; jinns' natural gradient has its defaults. What is left out, and why, stands in the file.
-The last column is the best of ours in accuracy.json, sines for sines left out.
+The same problems by DeepXDE, PINA and jinns, from [peers.json](../benchmarks/results/peers.json) by `python
+benchmarks/peer_accuracy.py`: the network, its inputs and the distribution of its first weights, the number of points
+and the weights of terms are those of `adam, lbfgs` beside them, with 1,000 steps of Adam and L-BFGS for the rest of
+{seconds:.0f} s, in float64, on two cores each. Points are drawn as each package draws them; compilation is part of
+the time of jinns. Last errors, {seeds} seed{s}: median, and the least and the greatest where there are several. "Its
+example" has network, points and steps of Adam of the example that DeepXDE ships for the equation; jinns' natural
+gradient has its defaults. The last column is the best of ours in accuracy.json, sines for sines left out.
 """
 
 
+def reasons() -> dict[str, str]:
+    """Why a cell of the table of packages is empty, by 'problem: package', as far as the file says so."""
+    path = RESULTS / "peers.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    whole = [line.split(": ", 2) for line in known.get("left_out", []) if line.count(": ") > 1]
+    found = {f"{name}: {peer}": why for name, peer, why in whole}
+    for key, why in known.get("failures", {}).items():
+        found.setdefault(key.partition(", seed ")[0], why)
+    return found
+
+
 def peers_section() -> str:
-    """Medians of the last errors of each package, with what was done: empty without results."""
-    found, ours = read("peers"), read("accuracy")
+    """Medians and spreads of the last errors of each package, with what was done, and why not: empty without results."""
+    found, ours, why = read("peers"), read("accuracy"), reasons()
     if not found:
         return ""
-    rows, present = [], [name for name in PACKAGES if any(name in methods for methods in found.values())]
-    for problem, methods in found.items():
-        errors = [f"{ended(methods[name])[0]:.1e}" if name in methods else "-" for name in present]
-        trained = [ended(curves)[0] for way, curves in ours.get(problem, {}).items() if not way.startswith("features, sin")]
-        rows.append([problem, *errors, f"{min(trained):.1e}" if trained else "-"])
+    rows, notes, present = [], list[str](), [name for name in PACKAGES if any(name in methods for methods in found.values())]
     every = [curves for methods in found.values() for curves in methods.values()]
     seeds = max(len(curves) for curves in every)
+
+    def shown(problem: str, name: str) -> str:
+        curves = found[problem].get(name)
+        if curves is None:
+            note = why.get(f"{problem}: {name}", "not run")
+            notes.extend([note] * (note not in notes))
+            return f"- ({notes.index(note) + 1})"
+        last = [curve[-1][1] for curve in curves]
+        fewer = "" if len(last) == seeds else f", {len(last)} seed{'s' * (len(last) > 1)}"
+        return f"{median(last):.1e}" + (f" ({min(last):.1e} to {max(last):.1e}{fewer})" if seeds > 1 else "")
+
+    for problem in found:
+        trained = [ended(curves)[0] for way, curves in ours.get(problem, {}).items() if not way.startswith("features, sin")]
+        rows.append([problem, *(shown(problem, name) for name in present), f"{min(trained):.1e}" if trained else "-"])
     text = PEERS.format(seconds=median(ended(curves)[1] for curves in every), seeds=seeds, s="s" * (seeds > 1))
-    return text + "\n" + lines(["problem", "`adam, lbfgs`", *present[1:], "best of ours"], rows) + "\n"
+    text = "\n" + fill(" ".join(text.split()), 128, break_on_hyphens=False) + "\n"
+    heads = ["`adam, lbfgs`" if name == "pinnsketch" else name for name in present]
+    text += "\n" + lines(["problem", *heads, "best of ours"], rows) + "\n"
+    absent = [f"{name}: not run" for name in PACKAGES if name not in present]
+    said = [*(f"({k}) {note}" for k, note in enumerate(notes, 1)), *absent]
+    return text + ("\n" + fill("; ".join(said) + ".", 128, break_on_hyphens=False) + "\n" if said else "")
 
 
 def estimate_table() -> str:
@@ -171,7 +224,8 @@ def estimate_table() -> str:
 def updated(page: str) -> str:
     """The page with its tables as the results have them."""
     tables = {"ways": ways_table(), "gpu": gpu_table(), "classical": classical_table(), "estimate": estimate_table()}
-    for name, text in (*((name, f"\n{table}\n") for name, table in tables.items()), ("peers", peers_section())):
+    texts = {**{name: f"\n{table}\n" for name, table in tables.items()}, "wins": f"\n{wins()}\n", "peers": peers_section()}
+    for name, text in texts.items():
         start, end = f"<!-- {name} -->\n", f"<!-- {name} end -->\n"
         before, _, rest = page.partition(start)
         page = before + start + text + ("\n" if text else "") + end + rest.partition(end)[2]

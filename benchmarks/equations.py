@@ -50,12 +50,10 @@ class Equations:
     periodic: str = ""
 
     def inputs(self, p: Any) -> list[Any]:
-        """What a network is given for a point: its coordinates, and for a periodic one cosine and sine, as ours are."""
-        found = []
-        for axis, (low, high) in self.bounds.items():
-            angle = 2 * pi * (getattr(p, axis) - low) / (high - low)
-            found += [p.m.cos(angle), p.m.sin(angle)] if axis == self.periodic else [getattr(p, axis)]
-        return found
+        """What a network is given for a point, as ours are: coordinates from -1 to 1, and cosine and sine of a periodic one."""
+        scaled = {axis: (2 * getattr(p, axis) - low - high) / (high - low) for axis, (low, high) in self.bounds.items()}
+        turned = [scaled.pop(self.periodic)] if self.periodic else []
+        return [*scaled.values(), *(f(pi * y) for y in turned for f in (p.m.cos, p.m.sin))]
 
 
 def ends(**sides: tuple[float, float]) -> list[Face]:

@@ -182,7 +182,7 @@ class Campaign:
     Attributes:
         runs: results by name.
         commands: by which they were made.
-        failed: what went wrong, in words.
+        failures: why there is no result, in words, by name; a second call tries once more.
     """
 
     out: Path
@@ -196,7 +196,11 @@ class Campaign:
         known = json.loads(self.out.read_text()) if self.out.exists() else {}
         self.runs: dict[str, Any] = known.get("curves", {})
         self.commands = [*known.get("commands", []), " ".join(["python", *sys.argv])]
-        self.failed: list[str] = []
+        self.failures: dict[str, str] = known.get("failures", {})
+
+    @property
+    def failed(self) -> list[str]:
+        return [f"{name}: {why}" for name, why in self.failures.items()]
 
     def run(self, jobs: Mapping[str, tuple[Any, ...]], say: Callable[[Any], str]) -> None:
         """Make what is not there yet, by the arguments of each name, first come first."""
@@ -206,14 +210,15 @@ class Campaign:
             Thread(target=self._work, args=(slot, waiting, ended), daemon=True).start()
         for _ in left:
             name, result, error = ended.get()
-            if error is not None:
-                self.failed.append(f"{name}: {error}")
-                print(self.failed[-1], flush=True)
-                continue
-            self.runs[name] = result
-            print(f"{name}: {say(self.runs[name])}", flush=True)
+            if error is None:
+                self.runs[name] = result
+                self.failures.pop(name, None)
+            else:
+                self.failures[name] = str(error)
+            print(f"{name}: {say(result) if error is None else error}", flush=True)
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            replace(self.out, json.dumps({"commands": self.commands, "curves": self.runs}))
+            kept = {"commands": self.commands, "failures": self.failures, "curves": self.runs}
+            replace(self.out, json.dumps(kept))
 
     def _work(self, slot: int, waiting: Iterator[tuple[str, Any]], ended: SimpleQueue[Any]) -> None:
         """What is waiting, one after another, in processes that inherit the cores of this thread."""
