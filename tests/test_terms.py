@@ -11,7 +11,7 @@ from pinnsketch.blocks import Part
 from pinnsketch.collocation import Collocation
 from pinnsketch.derivatives import Nested
 from pinnsketch.gradient import Gradient
-from pinnsketch.jets.jacobian import Outer
+from pinnsketch.jets import Outer
 from pinnsketch.library import load_problem
 from pinnsketch.monitor import Monitor
 from pinnsketch.network import MLP

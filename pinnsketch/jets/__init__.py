@@ -6,10 +6,12 @@ carried as one stream (Li et al. 2024, forward Laplacian; Dangel et al. 2025, co
 """
 
 from pinnsketch.jets.forward import Jets
-from pinnsketch.jets.jacobian import Basis, Jacobian, Outer, by_point, by_rows, by_uses
+from pinnsketch.jets.jacobian import Jacobian
 from pinnsketch.jets.jet import RULES, Jet, NoRule, Use, linear, sparse_linear
 from pinnsketch.jets.known import of_points
+from pinnsketch.jets.outer import Basis, Outer
 from pinnsketch.jets.pieces import held, in_pieces
+from pinnsketch.jets.reverse import by_point, by_rows, by_uses
 from pinnsketch.jets.streams import Streams
 
 __all__ = [
