@@ -366,20 +366,27 @@ try:
 except SystemExit:
     print(*(name for name in sys.argv[1].split() if name in sys.modules))
 """
+SMALL = """problem: poisson
+network: {width: 8, depth: 1}
+points: {interior: 20, boundary: 20}
+train: {method: natural_gradient, steps: 2}
+"""
 
 
 @pytest.mark.parametrize(
     ("words", "slow"),
     [
         (["--version"], "torch numpy scipy matplotlib"),
-        (["check", "poisson"], "sympy torch._dynamo matplotlib"),
+        (["check", "poisson"], "sympy torch._dynamo matplotlib scipy shapely"),
+        (["solve", "small.yaml"], "sympy torch._dynamo scipy.stats scipy.optimize shapely"),
     ],
     ids=str,
 )
-def test_a_command_loads_nothing_slow_that_it_does_not_need(words, slow):
+def test_a_command_loads_nothing_slow_that_it_does_not_need(words, slow, tmp_path):
+    (tmp_path / "small.yaml").write_text(SMALL)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-c", LOADS, slow, *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True)
     assert done.stdout.splitlines()[-1] == "", done.stdout
 
 

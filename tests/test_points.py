@@ -7,7 +7,7 @@ from scipy.stats import chisquare, qmc
 
 from pinnsketch.blocks import draw_by_size
 from pinnsketch.geometry import Box, Disk, EmptyRegion, Polygon
-from pinnsketch.points import SAMPLERS, draw, grid
+from pinnsketch.points import SAMPLERS, draw, grid, latin_hypercube, sobol
 
 RANDOM = [name for name in SAMPLERS if name != "grid"]
 L = Polygon([(0, 0), (2, 0), (2, 1), (1, 1), (1, 2), (0, 2)])
@@ -26,6 +26,17 @@ random_samplers = pytest.mark.parametrize("sampler", RANDOM)
 
 def cube(d):
     return Box(**dict.fromkeys("xyzabc"[:d], (0, 1)))
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 10])
+@pytest.mark.parametrize("n", [1, 2, 3, 64, 65, 1000])
+def test_sobol_points_and_latin_hypercubes_are_those_of_scipy_bit_for_bit(n, d):
+    def rng():
+        return np.random.default_rng([n, d])
+
+    power = max(n - 1, 1).bit_length()
+    np.testing.assert_array_equal(sobol(n, np.ones(d), rng()), qmc.Sobol(d, rng=rng()).random_base2(power)[:n])
+    np.testing.assert_array_equal(latin_hypercube(n, np.ones(d), rng()), qmc.LatinHypercube(d, rng=rng()).random(n))
 
 
 @samplers

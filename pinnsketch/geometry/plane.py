@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from math import pi
 
 import numpy as np
-import shapely
 
 from pinnsketch.geometry.shape import Array, GeometryError, Mask, Piece, Shape, check_coordinates
 
@@ -61,6 +60,8 @@ class Polygon(Shape):
     coordinates: tuple[str, ...]
 
     def __init__(self, vertices: Sequence[tuple[float, float]], coordinates: tuple[str, ...] = ("x", "y")) -> None:
+        import shapely  # takes a while to load
+
         _check_plane("Polygon", coordinates)
         if len(vertices) < 3:
             raise GeometryError(f"Polygon: at least three vertices are needed; got {len(vertices)}.")
@@ -79,6 +80,8 @@ class Polygon(Shape):
         return np.stack([points.min(axis=0), points.max(axis=0)], axis=1)
 
     def distance(self, x: Array) -> Array:
+        import shapely
+
         polygon = shapely.Polygon(self.vertices)
         shapely.prepare(polygon)
         away = shapely.distance(polygon.exterior, shapely.points(x))

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -98,6 +97,8 @@ class SpectralLinear(nn.Module):
         A new direction takes the place and the sign of the old one that it is most like, so that what an optimizer keeps of
         that still belongs to it. Alike is (u' . u)(v' . v), and the assignment is the best for all together.
         """
+        from scipy.optimize import linear_sum_assignment  # takes a while to load
+
         old_u, old_v = self.u, self.v
         u, s, v = decomposition((old_u * self.s) @ old_v.T)
         alike = (old_u.T @ u) * (old_v.T @ v)
