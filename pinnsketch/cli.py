@@ -6,6 +6,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from keyword import iskeyword
 from pathlib import Path
@@ -61,7 +62,9 @@ def solve(config: ConfigArgument, out: Out = None, as_json: Json = False, overwr
     settings, folder = find_config(config)
     source = find_problem(settings.problem, folder)
     target = out or _new_folder(Path(config).stem)
-    run = Run(load_problem(source, settings.parameters), settings, target, source=source, overwrite=overwrite)
+    problem = load_problem(source, settings.parameters)
+    with _choosing(quiet=as_json or bool(settings.train.schedule)):
+        run = Run(problem, settings, target, source=source, overwrite=overwrite)
     _finish(run, as_json)
 
 
@@ -255,6 +258,17 @@ def new_problem(name: Annotated[str, typer.Argument(help="A name that Python all
     for path, text in files.items():
         path.write_text(text.replace("NAME", name))
     print(f"Wrote {name}.py and {name}.yaml. Now try:\n  pinnsketch check {name}.py\n  pinnsketch solve {name}.yaml")
+
+
+@contextmanager
+def _choosing(quiet: bool) -> Iterator[None]:
+    """While open, a terminal shows that a method is being chosen, and Ctrl-C says what it ends."""
+    console = Console(stderr=True)
+    try:
+        with nullcontext() if quiet or not console.is_terminal else console.status("Choosing a method, by trying some"):
+            yield
+    except KeyboardInterrupt:
+        _leave("Interrupted before training began: there is nothing to go on with.", INTERRUPTED)
 
 
 def _finish(run: Any, as_json: bool) -> None:

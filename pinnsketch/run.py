@@ -301,7 +301,8 @@ class Run(Running):
                 if source.is_relative_to(self._source.parent):
                     copy = folder / source.relative_to(self._source.parent)
                     copy.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(source, copy)
+                    with suppress(shutil.SameFileError):  # a run folder that is solved again
+                        shutil.copyfile(source, copy)
 
 
 def _summary_writer() -> Any:

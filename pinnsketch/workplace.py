@@ -15,6 +15,9 @@ import torch
 from pinnsketch import checkpoint
 from pinnsketch.record import LEFT, environment
 
+SIGN = "environment.json"
+"""The first file that a run writes: where it is not, files called like those of a run are someone's own."""
+
 
 class RunError(ValueError):
     """A run that cannot be started or gone on with as asked, as where its folder or device cannot be used."""
@@ -35,10 +38,10 @@ class Folder:
         self.trouble: str | None = None
 
     def prepare(self, texts: Mapping[str, str], device: torch.device, seed: int, overwrite: bool) -> None:
-        """Make the folder, with the files given and environment.json: this shows that it can be written.
+        """Make the folder, with environment.json and the files given: this shows that it can be written.
 
         Raises:
-            RunError: if it cannot be written, or holds a run already and `overwrite` is not asked for.
+            RunError: if it cannot be written, or as `expect_room` does.
         """
         if self.path is None:
             return
@@ -47,7 +50,7 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in held:
                 (self.path / name).unlink()
-            for name, text in {**texts, "environment.json": json.dumps(environment(device, seed), indent=1)}.items():
+            for name, text in {SIGN: json.dumps(environment(device, seed), indent=1), **texts}.items():
                 checkpoint.write_text(self.path / name, text)
         except OSError as error:
             raise RunError(
@@ -58,9 +61,11 @@ class Folder:
         """The files of a run that are in the folder.
 
         Raises:
-            RunError: if there are some, and `overwrite` is not asked for.
+            RunError: if there are some, and `overwrite` is not asked for, or they are not from a run.
         """
         held = [] if self.path is None else [name for name in LEFT if (self.path / name).exists()]
+        if held and SIGN not in held:
+            raise RunError(f"{self.path} holds {held[0]}, but no run: a run would write over it. Choose another folder.")
         if held and not overwrite:
             raise RunError(f"{self.path} holds a run already ({held[0]}). Choose another folder, or add --overwrite.")
         return held

@@ -206,6 +206,8 @@ CONFIGS = {
     "tab": ("\tthreads: 1", r"c.yaml is not valid YAML: found character '\t' that cannot start any token in line 5"),
     "weights": ("weights: {b: 3}", "weights: there is no term 'b'; the terms are a."),
     "parameter": ("parameters: {kk: 3}", "parameters: p.py has no parameter 'kk'; did you mean 'k'? (known: k)."),
+    "method alone": ("train: adam", "c.yaml: train: expected keys and values, as in {method: adam}"),
+    "auto": ("train: {method: auto, steps: 9}", "c.yaml: train: method auto takes no 'steps': it chooses methods"),
     "device": ("device: toaster", "device: 'toaster' cannot be used here"),
     "tag": ("parameters: !!python/object/apply:os.system ['touch hacked']", "could not determine a constructor for the tag"),
 }
@@ -213,7 +215,8 @@ CONFIGS = {
 
 @pytest.mark.parametrize(("line", "words"), CONFIGS.values(), ids=CONFIGS)
 def test_a_wrong_config_is_refused(line, words):
-    Path("c.yaml").write_text(CONFIG + line + "\n")
+    given = CONFIG.replace("train:", "#") if line.startswith("train:") else CONFIG
+    Path("c.yaml").write_text(given + line + "\n")
     assert words in refused("solve", "c.yaml")
     assert not Path("hacked").exists()
 
@@ -224,6 +227,7 @@ WORDS = {
     "shipped": ("poisson.yaml", "There is no file poisson.yaml. A shipped config is called by its name alone: poisson"),
     "folder": (".", ". is a folder; give a YAML file. To go on with a run folder use: pinnsketch resume ."),
     "binary": ("x.bin", "x.bin is not text in UTF-8; is it a YAML file?"),
+    "empty": ("empty.yaml", "empty.yaml: expected keys and values, at least 'problem: NAME'; got an empty file."),
     "table": ("x.csv", "x.csv: expected keys and values, at least 'problem: NAME'; got str."),
 }
 
@@ -231,6 +235,7 @@ WORDS = {
 @pytest.mark.parametrize("command", ["solve", "check", "compare"])
 @pytest.mark.parametrize(("word", "text"), WORDS.values(), ids=WORDS)
 def test_what_is_no_config_is_refused(command, word, text):
+    Path("empty.yaml").touch()
     Path("x.bin").write_bytes(b"\x80\x81\xff")
     Path("x.csv").write_text("x,y\n1,2\n")
     assert text in refused(command, word)
@@ -261,6 +266,18 @@ EXACT = {
 def test_an_exact_solution_that_fails_is_refused_by_name(more):
     write(more=more)
     assert "exact 'u'" in refused("solve", "c.yaml")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_the_config_in_a_run_folder_is_solved_again_in_that_folder_with_its_data():
+    Path("data").mkdir()
+    Path("data/probe.csv").write_text("x,y,s\n0.2,0.1,1\n")
+    write(terms='"b": Term(Data("data/probe.csv"), lambda u, s: u - s)')
+    assert pinnsketch("solve", "c.yaml", "--out", "r").code == 0
+    first = Path("r/metrics.json").read_bytes()
+    assert pinnsketch("solve", "r/config.yaml", "--out", "r", "--overwrite").code == 0
+    assert Path("r/metrics.json").read_bytes() != first
+    assert Path("r/data/probe.csv").read_text() == Path("data/probe.csv").read_text()
 
 
 @pytest.mark.parametrize("command", ["solve", "compare"])

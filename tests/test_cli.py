@@ -424,6 +424,14 @@ def test_ctrl_c_before_the_run_begins_ends_with_130(monkeypatch):
     assert (ended.code, ended.err) == (130, "Interrupted.")
 
 
+def test_ctrl_c_while_a_method_is_chosen_says_that_there_is_nothing_to_go_on_with(monkeypatch):
+    monkeypatch.setattr("pinnsketch.run.choose", lambda *_: signal.raise_signal(signal.SIGINT))
+    Path("auto.yaml").write_text("problem: decay.py\n")
+    ended = pinnsketch("solve", "auto.yaml")
+    assert (ended.code, ended.err) == (130, "Interrupted before training began: there is nothing to go on with.")
+    assert not Path("runs/auto").exists()
+
+
 def test_a_second_ctrl_c_ends_at_once():
     from pinnsketch.run import interruptible
 

@@ -412,8 +412,9 @@ def test_a_finished_run_is_never_written_over_unasked(tmp_path):
     assert fast(box(1), out=tmp_path / "run", overwrite=True).outcome == "solved"
 
 
-def test_a_config_of_ones_own_in_the_folder_is_not_written_over(tmp_path):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_config_of_ones_own_in_the_folder_is_not_written_over(tmp_path, overwrite):
     (tmp_path / "config.yaml").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds a run already \(config\.yaml\)"):
-        fast(box(1), out=tmp_path)
+    with pytest.raises(ValueError, match=r"holds config\.yaml, but no run: a run would write over it\. Choose another folder"):
+        fast(box(1), out=tmp_path, overwrite=overwrite)
     assert (tmp_path / "config.yaml").read_text() == "mine"

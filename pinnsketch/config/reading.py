@@ -84,7 +84,8 @@ def read_yaml(path: Path, least: str) -> dict[str, Any]:
     except Exception as error:  # PyYAML lets errors of many kinds through
         raise ConfigError(f"{path} is not valid YAML: {_where(error)}.") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys and values, at least '{least}'; got {type(data).__name__}.")
+        found = "an empty file" if data is None else type(data).__name__
+        raise ConfigError(f"{path}: expected keys and values, at least '{least}'; got {found}.")
     return data
 
 

@@ -78,7 +78,13 @@ class TrainConfig(Section):
     def _one_method_or_a_list(cls, data: Any) -> Any:
         if isinstance(data, (list, tuple)):
             data = {"schedule": data}
+        if isinstance(data, str):
+            raise PydanticCustomError("section", f"expected keys and values, as in {{method: {data}}}")
         if isinstance(data, Mapping) and data.get("method") == "auto" and "schedule" not in data:
+            for key in data.keys() - cls.model_fields.keys() - {"method"}:
+                raise PydanticCustomError(
+                    "unknown_key", f"method auto takes no {key!r}: it chooses methods and their options; name one to set them"
+                )
             data = {"schedule": "auto", **{key: value for key, value in data.items() if key != "method"}}
         if isinstance(data, Mapping) and "method" in data:
             if "schedule" in data:

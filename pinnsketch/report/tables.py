@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pinnsketch.check import TermCheck
@@ -89,7 +90,8 @@ def kilobytes(count: int | None) -> str:
 
 def check_table(checks: Sequence[TermCheck]) -> Table:
     """Each term: where it holds, what it reads, and what the exact solution leaves of it."""
-    table = Table("term", "on", "points", "reads", "streams", "MB", "residual", "verdict")
+    heads = ("term", "on", "points", "reads", "streams", "MB", "residual", "verdict")
+    table = Table(*heads, box=SIMPLE_HEAD, pad_edge=False)  # fits into 80 columns
     for c in checks:
         colour = "green" if c.verdict == "vanishes" else "red" if not c.ok else "yellow"
         streams = str(c.streams or f"nested, {c.passes} passes")
