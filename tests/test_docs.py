@@ -43,6 +43,27 @@ def test_the_yaml_examples_are_valid_configurations(tmp_path):
         assert read_config(tmp_path / "example.yaml").train.schedule
 
 
+def test_every_option_of_a_configuration_is_somewhere_in_the_docs():
+    from pinnsketch.config.options import options_of
+    from pinnsketch.config.run import RunConfig
+    from pinnsketch.image_config import ImageConfig
+    from pinnsketch.methods import METHODS
+
+    def options(kind):
+        for name, field in kind.model_fields.items():
+            yield name
+            for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                yield from options(inner) if hasattr(inner, "model_fields") else ()
+
+    code = set()
+    for page in PAGES:
+        for words in re.findall(r"```.*?```|`[^`]+`", page.read_text(), flags=re.DOTALL):
+            code.update(re.findall(r"\w+", words))
+    known = {*options(RunConfig), *options(ImageConfig), *METHODS, *(o for m in METHODS for o in options_of(m))}
+    assert {"slabs", "adaptive", "gain", "turns"} <= known
+    assert known <= code, known - code
+
+
 def test_the_commands_that_ci_runs_are_in_the_readme():
     readme = (ROOT / "README.md").read_text()
     for marker, words in (("main", "pinnsketch solve configs/poisson.yaml"), ("tests", "python3 -m pytest")):

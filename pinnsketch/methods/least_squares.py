@@ -23,9 +23,9 @@ DAMPING = 16
 SHARE = 4
 """One in so many fresh points is enough to judge by."""
 SHORTEST = 2.0**-20
-STILL, FALLS = 0.99, 0.9
-"""What a step must lower the loss by, and what it must be expected to, for another to be worth it."""
 """The shortest step of a line search."""
+STILL, FALLS = 0.99, 0.9
+"""What is left of the loss at most after a step, and as predicted of it, where another is worth it."""
 
 
 class Weights:
