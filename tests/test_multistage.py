@@ -1,13 +1,15 @@
 """Multistage networks: the sum, the switch from one network to the next, and what it gains."""
 
 from math import pi
+from pathlib import Path
 
 import pytest
 import torch
 from torch import sin
 
-from pinnsketch import Box, Problem, Term, Unknown, laplacian
+from pinnsketch import Box, Problem, Term, Unknown
 from pinnsketch.config import ConfigError, make_config
+from pinnsketch.library import find_problem, load_problem
 from pinnsketch.methods.wang2024_multistage import NextStage
 from pinnsketch.multistage import FASTEST, Multistage
 from pinnsketch.network import MLP, build
@@ -137,21 +139,13 @@ def test_it_leaves_the_gradient_of_the_loss_by_what_trains_now():
 
 
 def test_a_second_network_goes_on_where_one_stalls():
-    square = Box(x=(0, 1), y=(0, 1))
-
-    def exact(x, y):
-        return sin(pi * x) * sin(pi * y)
-
-    terms = {
-        "poisson": Term(square.interior, lambda u, x, y: laplacian(u) + 2 * pi**2 * exact(x, y)),
-        "sides": Term(square.boundary, lambda u: u, weight=100),
-    }
+    poisson = load_problem(find_problem("poisson", Path.cwd()))
     more = {"points": {"interior": 160, "boundary": 40, "resample": 1, "test": 500}}
     size, once = {"width": 20, "depth": 2}, [{**FIRST, "steps": 80}]
     twice = [{**FIRST, "steps": 40}, {"method": "next_stage"}, {**FIRST, "steps": 40}]
     errors = []
     for schedule, stages in ((once, 1), (twice, 2)):
-        run = go(made(schedule, given=Problem(square, "u", terms, exact=exact), network={**size, "stages": stages}, **more))
+        run = go(made(schedule, given=poisson, network={**size, "stages": stages}, **more))
         errors.append(run.task.error(run.trial)["overall"])
     assert errors[1] < errors[0] / 3, errors
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import exp, sin
+from torch import exp
 
 from pinnsketch import Box, Problem, Term, laplacian
 from pinnsketch.collocation import Collocation
 from pinnsketch.config import ConfigError, make_config, validate
 from pinnsketch.image_config import ImageConfig
-from pinnsketch.library import load_problem
+from pinnsketch.library import find_problem, load_problem
 from pinnsketch.methods import mueller2023_natural_gradient as natural
 from pinnsketch.methods.mueller2023_natural_gradient import FLOOR, _solver
 from pinnsketch.network import MLP
@@ -20,22 +20,12 @@ from pinnsketch.run import Run
 from pinnsketch.train import Stage, train
 from pinnsketch.trial import Trial
 
-POISSON = Path(__file__).parents[1] / "problems" / "poisson.py"
+POISSON = find_problem("poisson", Path.cwd())
 
 
 def made(points=60, width=10, device="cpu"):
-    box = Box(x=(0, 1), y=(0, 1))
-
-    def exact(x, y):
-        return sin(pi * x) * sin(pi * y)
-
-    terms = {
-        "poisson": Term(box.interior, lambda u, x, y: laplacian(u) + 2 * pi**2 * exact(x, y)),
-        "sides": Term(box.boundary, lambda u: u, weight=100),
-    }
-    problem = Problem(box, unknowns="u", terms=terms, exact=exact)
     network = MLP(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), width=width, depth=2, generator=torch.Generator().manual_seed(0))
-    return Trial(network.to(device)), Collocation(problem, interior=points, boundary=points // 3, device=device)
+    return Trial(network.to(device)), Collocation(load_problem(POISSON), interior=points, boundary=points // 3, device=device)
 
 
 def trained(steps, state=None, trial=None):
