@@ -367,9 +367,9 @@ except SystemExit:
     print(*(name for name in sys.argv[1].split() if name in sys.modules))
 """
 SMALL = """problem: poisson
-network: {width: 8, depth: 1}
-points: {interior: 20, boundary: 20}
-train: {method: natural_gradient, steps: 2}
+network: {{width: 8, depth: 1}}
+points: {{interior: 20, boundary: 20}}
+train: {{method: {method}, steps: 2}}
 """
 
 
@@ -378,12 +378,14 @@ train: {method: natural_gradient, steps: 2}
     [
         (["--version"], "torch numpy scipy matplotlib"),
         (["check", "poisson"], "sympy torch._dynamo matplotlib scipy shapely"),
-        (["solve", "small.yaml"], "sympy torch._dynamo scipy.stats scipy.optimize shapely"),
+        (["solve", "natural_gradient.yaml"], "sympy torch._dynamo scipy.stats scipy.optimize shapely"),
+        (["solve", "adam.yaml"], "sympy torch._dynamo scipy.stats scipy.optimize shapely"),
     ],
     ids=str,
 )
 def test_a_command_loads_nothing_slow_that_it_does_not_need(words, slow, tmp_path):
-    (tmp_path / "small.yaml").write_text(SMALL)
+    for method in ("natural_gradient", "adam"):
+        (tmp_path / f"{method}.yaml").write_text(SMALL.format(method=method))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-c", LOADS, slow, *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pinnsketch.methods.first_order import FirstOrder
+from pinnsketch.methods.first_order import FirstOrder, uncompiled
 from pinnsketch.methods.method import Evaluation, Objective
 
 
@@ -20,7 +20,7 @@ class Adam:
 
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999)) -> None:
         on_gpu = parameters[0].device.type == "cuda"
-        adam = partial(torch.optim.Adam, parameters, betas=betas, fused=True, capturable=on_gpu)
+        adam = partial(uncompiled(torch.optim.Adam), parameters, betas=betas, fused=True, capturable=on_gpu)
         self._inside = FirstOrder(adam, parameters, lr)
 
     def step(self, objective: Objective) -> Evaluation:

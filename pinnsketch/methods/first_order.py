@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from inspect import signature
+from inspect import signature, unwrap
 from typing import Any
 
 import torch
@@ -68,7 +68,16 @@ class FirstOrder:
             group["lr"] = self._size.fill_(size) if isinstance(self._size, torch.Tensor) else size
 
 
-def method_of(optimizer: Callable[..., Optimizer]) -> type[Method]:
+def uncompiled(optimizer: type[Optimizer]) -> Callable[..., Optimizer]:
+    """The same optimizer without what torch wraps around its methods for torch.compile, which meets none of them here.
+
+    Any of these wrappers loads all of torch.compile, and sympy, which takes two seconds.
+    """
+    plain = {name: unwrap(getattr(optimizer, name)) for name in ("add_param_group", "state_dict", "load_state_dict")}
+    return type(optimizer.__name__, (optimizer,), {**plain, "step": torch.no_grad()(unwrap(optimizer.step))})
+
+
+def method_of(optimizer: type[Optimizer]) -> type[Method]:
     """A class of torch optimizers, whose steps may differ in what they do, as a method with the same options."""
 
     class Row:
@@ -76,7 +85,7 @@ def method_of(optimizer: Callable[..., Optimizer]) -> type[Method]:
 
         def __init__(self, parameters: Sequence[nn.Parameter], **options: Any) -> None:
             lr = options.pop("lr", signature(optimizer).parameters["lr"].default)
-            make = partial(optimizer, parameters, **options)
+            make = partial(uncompiled(optimizer), parameters, **options)
             self._inside = FirstOrder(lambda size: make(lr=size), parameters, lr, same=False)
             self.sketches = self._inside.sketches
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pinnsketch.methods.first_order import FirstOrder
+from pinnsketch.methods.first_order import FirstOrder, uncompiled
 from pinnsketch.methods.method import Evaluation, Objective
 
 
@@ -19,7 +19,8 @@ class SGD:
     stalled = None
 
     def __init__(self, parameters: Sequence[nn.Parameter], lr: float = 1e-2, momentum: float = 0.0) -> None:
-        self._inside = FirstOrder(partial(torch.optim.SGD, parameters, momentum=momentum, fused=True), parameters, lr)
+        sgd = partial(uncompiled(torch.optim.SGD), parameters, momentum=momentum, fused=True)
+        self._inside = FirstOrder(sgd, parameters, lr)
 
     def step(self, objective: Objective) -> Evaluation:
         return self._inside.step(objective)
