@@ -108,7 +108,7 @@ def test_images_that_are_too_small_are_refused():
         network({"kind": "conv", "channels": [2, 2, 2, 2]})
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_a_convolutional_network_learns_resumes_and_is_read_again(here):
     config = made(network=CONV, batch=32, epochs=4, lr=5e-3)
     whole = trained(config, here / "w")
@@ -250,7 +250,7 @@ RESUMED = {
 }
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 @pytest.mark.parametrize("way", RESUMED.values(), ids=RESUMED)
 def test_a_run_stopped_at_any_step_and_resumed_ends_bit_for_bit_where_the_unstopped_one_ends(way, here):
     config = made(way, monitor={"every": 2}, decay="cosine", epochs=3, batch=600)

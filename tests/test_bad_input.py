@@ -268,7 +268,7 @@ def test_an_exact_solution_that_fails_is_refused_by_name(more):
     assert "exact 'u'" in refused("solve", "c.yaml")
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_the_config_in_a_run_folder_is_solved_again_in_that_folder_with_its_data():
     Path("data").mkdir()
     Path("data/probe.csv").write_text("x,y,s\n0.2,0.1,1\n")
@@ -309,6 +309,7 @@ BLOW_UPS = {
 }
 
 
+@pytest.mark.usefixtures("numbers_only")
 @pytest.mark.parametrize(("residual", "lr", "step"), BLOW_UPS.values(), ids=BLOW_UPS)
 def test_training_that_goes_non_finite_ends_with_3_names_the_step_and_keeps_the_parameters_before(residual, lr, step):
     write(residual)
@@ -325,7 +326,7 @@ def test_training_that_goes_non_finite_ends_with_3_names_the_step_and_keeps_the_
     assert '"outcome": "non-finite"' in Path("r/metrics.json").read_text()
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_what_the_monitor_found_is_written_to_health_json():
     write(BLOW_UPS["gradient alone"][0])
     pinnsketch("solve", "c.yaml", "--out", "r")
@@ -362,13 +363,13 @@ def interrupted(stopped, here):
     return Path(shutil.copytree(stopped, "r"))
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_resume_goes_on_to_the_end(interrupted):
     assert pinnsketch("resume", "r").out.rstrip().endswith("Written to r")
     assert Solution.load("r/model.pt").metrics["steps"] == 10
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_a_finished_run_is_not_resumed(interrupted):
     pinnsketch("resume", "r")
     before = {path.name: path.read_bytes() for path in Path("r").glob("*.pt")}
@@ -436,7 +437,7 @@ def test_a_run_without_its_problem_file_is_not_resumed(interrupted):
     assert "r holds no problem.py" in refused("resume", "r")
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_overwriting_a_run_leaves_nothing_of_it_to_resume(interrupted):
     write("(u - u.value.detach()).sqrt()")
     Path("c.yaml").write_text(CONFIG.replace("width: 8", "width: 9"))
@@ -479,7 +480,7 @@ def test_a_result_that_does_not_fit_is_named_and_all_are_rescued_to_a_folder_tha
     assert Solution.load(folder / "model.pt").metrics["steps"] == 10
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_an_older_checkpoint_survives_a_disk_that_fills_up_and_can_be_resumed(here, full):
     saved = []
 
@@ -500,6 +501,7 @@ def test_an_older_checkpoint_survives_a_disk_that_fills_up_and_can_be_resumed(he
     assert all(torch.equal(finished[name], resumed[name]) for name in finished)
 
 
+@pytest.mark.usefixtures("numbers_only")
 def test_where_nothing_can_be_written_the_numbers_are_still_printed(here, full):
     full(lambda path: path.suffix in (".json", ".pt", ".png") and path.name != "environment.json")
     ended = pinnsketch("solve", "c.yaml", "--out", "r")

@@ -111,7 +111,7 @@ def test_an_unknown_coefficient_is_reported_with_its_error(printed):
     assert rate["relative_error"] == pytest.approx(abs(rate["estimate"] - 2) / 2)
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_a_run_with_an_unknown_coefficient_warns_of_nothing():
     torch.set_warn_always(True)
     try:
@@ -168,7 +168,7 @@ def test_the_model_and_the_checkpoint_hold_the_same_parameters(solved):
     assert Solution.load(solved[0] / "model.pt").outcome == "solved"
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_default_folders_count_up_and_never_overwrite():
     Path("c.yaml").write_text(CONFIG.format(problem="poisson").replace("steps: 6", "steps: 1"))
     Path("runs", "c-2").mkdir(parents=True)
@@ -177,7 +177,7 @@ def test_default_folders_count_up_and_never_overwrite():
         assert Path("runs", folder, "metrics.json").is_file()
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_a_folder_with_a_run_is_refused_unless_told_to_overwrite(solved):
     shutil.copytree(solved[0], "r")
     before = Path("r/metrics.json").read_bytes()
@@ -203,6 +203,7 @@ def test_a_run_without_monitor_has_no_gradient_figure_and_no_monitor_bytes():
     assert {path.name for path in Path("r").iterdir()} == RUN_FILES - {"gradients.png", "terms.png", "similarity.png"}
 
 
+@pytest.mark.usefixtures("numbers_only")
 def test_a_problem_file_is_solved_with_defaults():
     ended = pinnsketch("solve", "decay.py", "--json")
     assert ended.code == 0
@@ -377,7 +378,7 @@ def same_state(first, second):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_a_run_stopped_by_ctrl_c_says_how_to_go_on_and_ends_bit_for_bit_where_the_unstopped_one_ends():
     text = "problem: decay.py\nnetwork: {width: 8, depth: 2}\npoints: {interior: 50, boundary: 20, test: 200, resample: 7}\n"
     stages = "[{method: adam, steps: 40}, {method: lbfgs, steps: 10}]"
@@ -474,7 +475,7 @@ def test_a_run_resumed_on_a_terminal_or_not_measures_time_from_where_it_was(solv
     assert seconds == pytest.approx(read_json(solved[0] / "metrics.json")["seconds"])
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_the_values_of_the_trained_model_do_not_depend_on_the_folder(solved):
     Path("again.yaml").write_text(CONFIG.format(problem="poisson"))
     pinnsketch("solve", "again.yaml", "--out", "elsewhere")

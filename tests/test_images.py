@@ -586,7 +586,7 @@ def test_monitoring_is_bitwise_invisible():
     assert bare.finish().metrics["memory"]["monitor"] == 0
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 @pytest.mark.parametrize("method", ["adam", "sgd", "lbfgs"])
 def test_a_run_stopped_at_any_step_and_resumed_ends_bit_for_bit_where_the_unstopped_one_ends(method, here):
     options = {"momentum": 0.9} if method == "sgd" else {}
@@ -682,7 +682,7 @@ def _finished(run):
     return run
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_what_cannot_be_resumed_says_why(here):
     with pytest.raises(RunError, match=r"nix holds no checkpoint.pt"):
         ImageRun.resume(Path("nix"))
@@ -751,7 +751,7 @@ def test_train_with_json_prints_exactly_metrics_json():
     assert read_image_config(Path("runs/d/config.yaml")).train.epochs == 1
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_a_folder_with_a_run_is_refused_unless_told_to_overwrite():
     assert pinnsketch("train", "d.yaml", "--out", "r").code == 0
     refused = pinnsketch("train", "d.yaml", "--out", "r")
@@ -764,7 +764,7 @@ def test_a_folder_with_a_run_is_refused_unless_told_to_overwrite():
     )
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_a_run_stopped_by_ctrl_c_goes_on_by_resume(monkeypatch):
     whole = ImageRun.__iter__
 

@@ -49,7 +49,7 @@ CONFIG = {
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch, without_figures):
+def here(tmp_path, monkeypatch, numbers_only):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     return tmp_path

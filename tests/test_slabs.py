@@ -490,6 +490,7 @@ def test_features_are_used_up_to_the_last_with_a_weight():
     assert network.used == 8
 
 
+@pytest.mark.usefixtures("numbers_only")
 def test_a_step_that_is_not_finite_is_explained_and_repeated_in_its_slab(tmp_path):
     source = tmp_path / "waves.py"
     source.write_text(SOURCE)

@@ -403,6 +403,7 @@ def test_the_monitor_changes_nothing_but_can_be_left_out(plane):
     assert bare.metrics["monitor"]["bytes"] == 0 < plane.metrics["monitor"]["bytes"]
 
 
+@pytest.mark.usefixtures("numbers_only")
 def test_a_finished_run_is_never_written_over_unasked(tmp_path):
     fast(box(1), out=tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}

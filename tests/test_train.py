@@ -674,7 +674,7 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_bit_for_bit_where_the_unstop
             assert whole.history[-1]["unknowns"]["a"] != 1
 
 
-@pytest.mark.usefixtures("without_figures")
+@pytest.mark.usefixtures("numbers_only")
 def test_a_run_that_was_interrupted_and_finished_resumes_bit_for_bit_and_more_than_once(tmp_path):
     whole, folder = run_of("unknown coefficient", None, 100), tmp_path / "run"
     list(whole)
