@@ -468,8 +468,13 @@ def rescued(here):
     return folder
 
 
+@pytest.mark.usefixtures("numbers_only")
 @pytest.mark.parametrize("name", ["metrics.json", "history.json", "model.pt", "solution.png"])
-def test_a_result_that_does_not_fit_is_named_and_all_are_rescued_to_a_folder_that_is_named(here, full, name):
+def test_a_result_that_does_not_fit_is_named_and_all_are_rescued_to_a_folder_that_is_named(here, full, name, monkeypatch):
+    def drawn(_, folder):
+        checkpoint.write(folder / "solution.png", lambda file: file.write(b"a picture"))
+
+    monkeypatch.setattr("pinnsketch.report.figures.write_figures", drawn)
     full(lambda path: path == here / "r" / name)
     ended = pinnsketch("solve", "c.yaml", "--out", here / "r")
     folder = rescued(here)
