@@ -132,7 +132,7 @@ WRONG_VALUES = {
     "list": ({"parameters": [1]}, "parameters: expected keys and values; got [1]"),
     "no list": ({"train": {"schedule": 3}}, "train.schedule: expected a list; got 3"),
     "stage": ({"train": [3]}, "train.schedule.0: expected keys and values (method, steps"),
-    "train": ({"train": "adam"}, "train: expected keys and values (schedule, seed, log, checkpoint"),
+    "train": ({"train": "adam"}, "train: expected keys and values, as in {method: adam}"),
     "problem": ({"problem": 3}, "problem: expected text; got 3"),
     "device": ({"device": 3}, "device: expected text; got 3"),
 }
@@ -237,7 +237,8 @@ def test_a_key_that_stands_twice_is_named_with_the_line_of_the_second(refusal):
 
 
 @pytest.mark.parametrize(
-    ("text", "kind"), [("- a\n- b", "list"), ("hello", "str"), ("", "NoneType"), ("# nothing\n", "NoneType"), ("3", "int")]
+    ("text", "kind"),
+    [("- a\n- b", "list"), ("hello", "str"), ("", "an empty file"), ("# nothing\n", "an empty file"), ("3", "int")],
 )
 def test_what_holds_no_keys_and_values_is_refused(refusal, text, kind):
     assert refusal(text) == f": expected keys and values, at least 'problem: NAME'; got {kind}."
