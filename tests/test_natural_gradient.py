@@ -150,7 +150,8 @@ def test_patience_ends_where_the_loss_has_not_halved_for_so_many_steps_and_not_b
         best, since = (loss, 0) if loss < best / 2 else (best, since + 1)
         due += [number] if since >= patience and best < 1e-4 * losses[0] else []
     assert due == [len(losses)] == [step.index]
-    assert step.last and step.note == "the loss has not halved in 5 steps"
+    assert step.last
+    assert step.note == "the loss has not halved in 5 steps"
 
 
 def test_stopped_and_resumed_it_ends_bit_for_bit_where_it_would_have_ended():
