@@ -13,7 +13,7 @@ is far off and K of low rank, and vanishes with the loss, so that convergence st
 What c should be, the length eta of the last step says (Levenberg 1944, Marquardt 1963): below 1/32 of p, c is too small, and is
 multiplied by 4; from 1/4 on, c is halved, down to `damping`.
 
-The loss falls fast to a level that hardly depends on the width of the network, and slowly from there on: what is left lies in
+The loss falls fast at first and slowly later, where what is left (seen for reaction and convection) lies in
 directions with singular values of J so small that they ask for long ways, along which the residuals bend. A smaller lambda, by
 whatever factorization, makes the steps shorter and no better. There `patience` ends it, so that the next stage or slab begins.
 """
