@@ -124,6 +124,26 @@ def test_on_fixed_points_it_ends_where_no_damping_lowers_the_loss():
     assert "no step along the natural gradient lowers the loss" in last.note
 
 
+@pytest.mark.parametrize("kept", [0, 25], ids=["at once", "resumed"])
+def test_patience_ends_where_the_loss_has_not_halved_for_so_many_steps_and_not_before_the_loss_has_fallen(kept):
+    losses, patience, state = [], 5, None
+    trial, task = made()
+    schedule = [Stage("natural_gradient", 200, {"patience": patience})]
+    for part in [kept, 200] if kept else [200]:
+        for step in train(trial, task, schedule, resample=1, state=state):
+            losses.append(step.loss)
+            if step.index == part:
+                break
+        state = step.state()
+    best, since, due = float("inf"), 0, []
+    for number, loss in enumerate(losses, start=1):
+        best, since = (loss, 0) if loss < best / 2 else (best, since + 1)
+        due += [number] if since >= patience and best < 1e-4 * losses[0] else []
+    assert due == [len(losses)] == [step.index]
+    assert step.last
+    assert step.note == "the loss has not halved in 5 steps"
+
+
 def test_stopped_and_resumed_it_ends_bit_for_bit_where_it_would_have_ended():
     whole, _ = trained(12)
     half, state = trained(6)

@@ -12,6 +12,10 @@ is far off and K of low rank, and vanishes with the loss, so that convergence st
 
 What c should be, the length eta of the last step says (Levenberg 1944, Marquardt 1963): below 1/32 of p, c is too small, and is
 multiplied by 4; from 1/4 on, c is halved, down to `damping`.
+
+The loss falls fast at first and slowly later, where what is left (seen for reaction and convection) lies in
+directions with singular values of J so small that they ask for long ways, along which the residuals bend. A smaller lambda, by
+whatever factorization, makes the steps shorter and no better. There `patience` ends it, so that the next stage or slab begins.
 """
 
 from __future__ import annotations
@@ -32,15 +36,25 @@ FLOOR, REACH, SHORTEST = 1e-15, 1e-2, 2.0**-10
 """The least lambda over the trace of K; the share of p that the difference quotient for q goes; the shortest step length."""
 SHORT, LONG, RAISE, LOWER, MOST = 2.0**-5, 2.0**-2, 4.0, 0.5, 1.0
 """Steps shorter than SHORT raise lambda over the loss, up to MOST; those of LONG or more lower it."""
+FALL, BEGUN = 0.5, 1e-4
+"""What the loss must fall by for patience to last; it is tried once the loss is below BEGUN of the first."""
 
 
 class NaturalGradient:
-    """Natural gradient with `damping` the least lambda over the loss; points should be fresh at each step (`resample: 1`)."""
+    """Natural gradient; points should be fresh at each step (`resample: 1`).
+
+    Args:
+        parameters: what trains.
+        damping: the least lambda over the loss.
+        patience: steps in which the loss must fall to half the least so far, once it is a ten-thousandth of the first, or no
+            further ones are taken; by default that never happens.
+    """
 
     needs_residuals = True
 
-    def __init__(self, parameters: Sequence[nn.Parameter], damping: float = 1e-7) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], damping: float = 1e-7, patience: int = 10**9) -> None:
         self._flat, self._least, self._damping = Flat(parameters), damping, damping
+        self._patience, self._first, self._best, self._since = patience, inf, inf, 0
         self._linearized, self._residuals = Replayed(_linearized, _standing), Replayed(_residuals)
         self._rows: dict[str, int] = {}
         """How many residuals each term has, in their order."""
@@ -52,7 +66,10 @@ class NaturalGradient:
 
     @property
     def stalled(self) -> str | None:
-        return "no step along the natural gradient lowers the loss at any of its points" if self._stalled else None
+        if self._stalled:
+            return "no step along the natural gradient lowers the loss at any of its points"
+        tired = self._since >= self._patience and self._best < BEGUN * self._first
+        return f"the loss has not halved in {self._since} steps" if tired else None
 
     def step(self, objective: Objective) -> Evaluation:
         task = objective.task
@@ -64,6 +81,7 @@ class NaturalGradient:
         self._flat.scatter(2 * jacobian.transposed(r))
         if not isfinite(loss):
             return Evaluation(loss, losses, False)
+        self._note(loss)
         start = self._flat.x
         solve = _solver(jacobian, square, self._damping * loss)
 
@@ -89,6 +107,13 @@ class NaturalGradient:
             self._damping = max(LOWER * self._damping, self._least)
         return Evaluation(loss, losses, True)
 
+    def _note(self, loss: float) -> None:
+        """Count the steps since the loss was last halved."""
+        self._first = loss if self._first == inf else self._first
+        self._since += 1
+        if loss < FALL * self._best:
+            self._best, self._since = loss, 0
+
     def _search(self, at: Callable[[float], float], loss: float) -> tuple[float, float]:
         """From twice the last length on, longer or else shorter by factors of two while that is better: length and loss."""
         length = min(1.0, 2 * self._length)
@@ -102,10 +127,12 @@ class NaturalGradient:
         return length, best
 
     def state_dict(self) -> dict[str, Any]:
-        return {"length": self._length, "damping": self._damping, "stalled": self._stalled}
+        progress = (self._first, self._best, self._since)
+        return {"length": self._length, "damping": self._damping, "stalled": self._stalled, "progress": progress}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._length, self._damping, self._stalled = state["length"], state["damping"], state["stalled"]
+        self._first, self._best, self._since = state["progress"]
 
 
 def _linearized(task: Any, model: Any, batch: Any) -> tuple[Tensor, Jacobian, Tensor]:
