@@ -75,7 +75,7 @@ def choose(
 
     Returns: the third is the state of a course that was paused, or ended, then one step before that; or None.
     """
-    enriched = bool(problem.enrichment) and not own  # which no network takes that is trained
+    enriched = problem.enriched and not own  # which no network takes that is trained
     first = {"network": {"kind": "features", "width": FEW}} if enriched else {}
     run = make(_filled(config, {"train": {"method": "adam", "steps": 1}, **first}))
     task, trial, free = run.task, run.trial.acting, not own and config.network == NetworkConfig()

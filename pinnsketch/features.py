@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from math import prod
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pinnsketch.blank import blank
-from pinnsketch.jets import of_points
+from pinnsketch.enrichment import Enrichment
 from pinnsketch.periodic import Periodic
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "sin": torch.sin}
@@ -22,7 +23,7 @@ STEEPNESS = 6.0
 class Features(nn.Module):
     """Random features (Dong & Li 2021; Chen, Chi, E & Yang 2022): one hidden layer that does not train.
 
-        u = w_0 + sum_j w_j psi_j(x) sigma(a_j . (x - c_j)) + sum_k v_k f_k(x),    a_j uniform in [-R, R]^d
+        u = w_0 + sum_j w_j psi_j(x) sigma(a_j . (x - c_j)) + F_0(x) + sum_k v_k F_k(x),    a_j uniform in [-R, R]^d
 
     in coordinates scaled from `bounds` to [-1, 1]. The centres c_j are uniform in the box; with `patches` they are uniform in
     one patch each, a_j is scaled to the patch, and psi_j is the window of that patch: the windows are smooth and sum to 1.
@@ -36,7 +37,8 @@ class Features(nn.Module):
         frequency: R; the method `features` starts its search there.
         patches: number of patches along each coordinate, one for all or one for each.
         periodic: which inputs are, by number: a and c are then of their cosines and sines, with `harmonics`.
-        enrichment: functions f_k that map points `(n, d)` to values `(n, 1)`, such as the singular one of a corner.
+        enrichment: fields F_k that map points `(n, d)` to values `(n, m)`, such as the singular ones of a corner.
+        lift: F_0, or None.
         generator: draws the features; equal generators give equal networks.
         dtype: of all parameters.
 
@@ -65,6 +67,7 @@ class Features(nn.Module):
         periodic: Sequence[int] = (),
         harmonics: int = 1,
         enrichment: Sequence[Callable[[Tensor], Tensor]] = (),
+        lift: Callable[[Tensor], Tensor] | None = None,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
@@ -88,10 +91,10 @@ class Features(nn.Module):
         centres = (places.repeat(each, 1) + (drawn[1, :, :d] + 1) / 2) * widths - 1
         self.register_buffer("centres", self.inputs.turned(centres))
         self.register_buffer("radius", torch.full((d,), float(frequency), dtype=dtype))
-        self._enrichment = tuple(enrichment)
-        self.output = blank(nn.Linear, len(self._enrichment) + len(drawn[0]), outputs, dtype=dtype)
+        self.output = blank(nn.Linear, len(drawn[0]), outputs, dtype=dtype)
         for p in self.output.parameters():
             nn.init.zeros_(p)
+        self.singular = Enrichment.of(enrichment, lift, dtype)
 
     @property
     def width(self) -> int:
@@ -101,7 +104,7 @@ class Features(nn.Module):
     @property
     def used(self) -> int:
         """The number of features up to the last one with a weight that is not zero; 0: it is blank."""
-        own = self.output.weight[:, len(self._enrichment) :].ne(0).any(0)
+        own = self.output.weight.ne(0).any(0)
         count = prod(self.patches)
         return (int(own.nonzero()[-1]) // count + 1) * count if bool(own.any()) else 0
 
@@ -111,17 +114,13 @@ class Features(nn.Module):
         kept = max(min(width, self.width) // count, 1) * count
         found = Features.__new__(Features)
         nn.Module.__init__(found)
-        found.inputs, found.patches, found._activation, found._enrichment = (
-            self.inputs,
-            self.patches,
-            self._activation,
-            self._enrichment,
-        )
+        found.inputs, found.patches, found._activation = self.inputs, self.patches, self._activation
         found.register_buffer("radius", self.radius.clone())
         found.register_buffer("directions", self.directions[:kept])
         found.register_buffer("centres", self.centres[:kept])
-        inputs, outputs, like = len(self._enrichment) + kept, self.output.out_features, self.output.weight
-        found.output = blank(nn.Linear, inputs, outputs, dtype=like.dtype, device=like.device)
+        outputs, like = self.output.out_features, self.output.weight
+        found.output = blank(nn.Linear, kept, outputs, dtype=like.dtype, device=like.device)
+        found.singular = deepcopy(self.singular)
         found.take(self)
         return found
 
@@ -133,9 +132,12 @@ class Features(nn.Module):
             self.output.weight.zero_()
             kept = min(self.output.in_features, other.output.in_features)
             self.output.weight[:, :kept] = other.output.weight[:, :kept]
+            if self.singular is not None and other.singular is not None:
+                self.singular.load_state_dict(other.singular.state_dict())
 
     def forward(self, x: Any) -> Any:
-        return self.output(self.hidden(x))
+        found = self.output(self.hidden(x))
+        return found if self.singular is None else found + self.singular(x)
 
     def hidden(self, x: Any) -> Any:
         """All functions that the output layer combines, at points `(n, d)`."""
@@ -145,8 +147,6 @@ class Features(nn.Module):
         if prod(self.patches) > 1:
             features = features.reshape(len_of(x), -1, prod(self.patches)) * self._windows(y)
             features = features.reshape(len_of(x), self.width)
-        if self._enrichment:
-            features = torch.cat([*(of_points(function, x) for function in self._enrichment), features], dim=1)
         return features
 
     def _windows(self, y: Any) -> Any:

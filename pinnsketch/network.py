@@ -83,7 +83,7 @@ KINDS: dict[str, type[nn.Module]] = {"mlp": MLP, "features": Features, "patches"
 
 def options_of(kind: str) -> dict[str, Any]:
     """What can be said of a kind of network in a config, with its defaults."""
-    given = {"bounds", "outputs", "periodic", "enrichment", "generator", "dtype"}
+    given = {"bounds", "outputs", "periodic", "enrichment", "lift", "generator", "dtype"}
     found = signature(KINDS[kind].__init__).parameters.values()
     options = {p.name: p.default for p in found if p.default is not Parameter.empty and p.name not in given}
     return options | {"slabs": 1} | ({"stages": 1} if KINDS[kind] is MLP else {})
@@ -96,6 +96,7 @@ def build(
     coordinates: Sequence[str],
     outputs: int,
     enrichment: Sequence[Callable[[Tensor], Tensor]] = (),
+    lift: Callable[[Tensor], Tensor] | None = None,
     periodic: Sequence[str] = (),
     time: str | None = None,
     **more: Any,
@@ -115,12 +116,13 @@ def build(
                 if key not in coordinates:
                     raise ValueError(f"network.{name}: there is no coordinate {key!r}; there are {', '.join(coordinates)}.")
             given[name] = tuple(value.get(key, 1) for key in coordinates)
-    if enrichment:
+    if enrichment or lift is not None:
         if "enrichment" not in signature(KINDS[kind].__init__).parameters:
             raise ValueError(
-                f"The problem has an enrichment, which networks of kind features or patches take; got the kind {kind}."
+                f"The problem has an enrichment, or a lift, which networks of kind features or patches take; got the kind "
+                f"{kind}."
             )
-        given["enrichment"] = enrichment
+        given |= {"enrichment": enrichment, "lift": lift}
     stages, slabs = given.pop("stages", 1), given.pop("slabs", 1)
 
     def staged(bounds: Tensor) -> nn.Module:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pinnsketch.blank import blank
+from pinnsketch.enrichment import Enrichment
 from pinnsketch.features import activation_of
-from pinnsketch.jets import Jet, of_points, sparse_linear
+from pinnsketch.jets import Jet, sparse_linear
 
 REACH = 0.35
 """How far a window reaches beyond its box, over the width of that."""
@@ -27,7 +28,7 @@ FAR = 1e3
 class Patches(nn.Module):
     """Random features in the leaves of a tree of boxes.
 
-        u = sum_k w_k(x) sum_j v_kj sigma(a_kj . (x - c_kj)) + sum_i s_i f_i(x),    w_k = phi_k / sum_l phi_l
+        u = sum_k w_k(x) sum_j v_kj sigma(a_kj . (x - c_kj)) + F_0(x) + sum_i s_i F_i(x),    w_k = phi_k / sum_l phi_l
 
     The bump phi_k of box k is a product over coordinates of (erf(z - low) - erf(z - high)) / 2, z in units of REACH / VANISHES
     of its width: away from its neighbours a window w_k is zero to rounding, and they sum to one whatever the boxes are.
@@ -48,7 +49,8 @@ class Patches(nn.Module):
         activation: sigma: tanh or sin.
         frequency: factor of R.
         periodic: which inputs are, by number.
-        enrichment: functions f_i that map points `(n, d)` to values `(n, 1)`, such as the singular one of a corner.
+        enrichment: fields F_i that map points `(n, d)` to values `(n, m)`, such as the singular ones of a corner.
+        lift: F_0, or None.
         generator: draws the features; equal generators give equal networks.
         dtype: of all parameters.
 
@@ -88,6 +90,7 @@ class Patches(nn.Module):
         frequency: float = 1.0,
         periodic: Sequence[int] = (),
         enrichment: Sequence[Callable[[Tensor], Tensor]] = (),
+        lift: Callable[[Tensor], Tensor] | None = None,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
@@ -119,10 +122,7 @@ class Patches(nn.Module):
         for axis in periodic:
             for box in self.leaves:
                 self.split(box, axis)
-        self._enrichment = tuple(enrichment)
-        if self._enrichment:
-            self.singular = blank(nn.Linear, len(self._enrichment), outputs, bias=False, dtype=dtype)
-            nn.init.zeros_(self.singular.weight)
+        self.singular = Enrichment.of(enrichment, lift, dtype)
 
     @property
     def each(self) -> int:
@@ -203,11 +203,7 @@ class Patches(nn.Module):
 
     def forward(self, x: Any) -> Any:
         found = self.regular(x)
-        return found + self.enriched(x) if self._enrichment else found
-
-    def enriched(self, x: Any) -> Any:
-        """The part of the enrichment, at points `(n, d)`: `(n, m)`; 0 where there is none."""
-        return self.singular(torch.cat([of_points(f, x) for f in self._enrichment], 1)) if self._enrichment else 0.0
+        return found if self.singular is None else found + self.singular(x)
 
     def regular(self, x: Any) -> Any:
         """The part of the features of boxes, at points `(n, d)`: `(n, m)`."""

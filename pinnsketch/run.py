@@ -94,7 +94,7 @@ class Run(Running):
             device=device,
         )
         warnings = self.task.check(self.trial)
-        if network is not None and problem.enrichment:
+        if network is not None and problem.enriched:
             warnings.append(
                 "the problem's enrichment is left out: it is for networks of kind features or patches, not for one of your own."
             )
@@ -236,6 +236,7 @@ class Run(Running):
         """End the run where it stands, write everything, and return the solution; it says what happened in `outcome`."""
         self.course.end(interrupted, "solved")
         self.task.put({})
+        self.trial.put({})
         if self.outcome == "solved":  # one may be left from before the run was resumed
             self.course.place.attempt(lambda path: (path / blackbox.NAME).unlink(missing_ok=True))
         if self._writer:
@@ -336,6 +337,7 @@ def build_network(config: RunConfig, problem: Problem, generator: torch.Generato
         problem.coordinates,
         len(problem.unknowns),
         problem.enriching,
+        problem.lifting,
         problem.domain.periodic,
         time_of(problem) if config.network.slabs != 1 else None,
         generator=generator,

@@ -51,7 +51,7 @@ class Solution:
         health: Health | None = None,
     ) -> None:
         self.trial, self.metrics, self.problem, self.task, self._network = trial, dict(metrics), problem, task, network
-        self._names, self._enriched = dict(names or {}), enriched or bool(problem and problem.enrichment)
+        self._names, self._enriched = dict(names or {}), enriched or bool(problem and problem.enriched)
         if problem is not None:
             self._names = {
                 "coordinates": list(problem.coordinates),
@@ -168,8 +168,9 @@ class Solution:
             options, dtype = dict(state["network"]), getattr(torch, state["precision"])
             names = state["names"]
             bounds = torch.tensor(names["bounds"], dtype=torch.float64)
-            functions = problem.enriching if problem else []
-            described = (names["coordinates"], len(names["unknowns"]), functions, names.get("periodic", ()), names.get("time"))
+            functions = (problem.enriching, problem.lifting) if problem else ((), None)
+            place = names.get("periodic", ()), names.get("time")
+            described = names["coordinates"], len(names["unknowns"]), *functions, *place
             network = build(options.pop("kind"), options, bounds, *described, dtype=dtype)
         trial = Trial(network)
         own = {name.removeprefix("network."): value for name, value in state["state"].items() if name.startswith("network.")}

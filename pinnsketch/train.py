@@ -123,6 +123,7 @@ def train(
     for number, stage in enumerate(schedule[first:], start=first):
         if any(each.parameters for each in schedule):
             task.put(stage.parameters)  # type: ignore[attr-defined]
+            getattr(model, "put", lambda _: None)(stage.parameters)
             getattr(gradient, "renew", lambda: None)()  # what is compiled, or captured, has their values in it
         getattr(task, "renew", lambda: None)()
         parameters = [p for p in model.parameters() if p.requires_grad]  # a method may have changed which these are

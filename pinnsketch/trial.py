@@ -8,6 +8,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from pinnsketch.enrichment import Enrichment
 from pinnsketch.problem import ProblemError, Unknown
 
 
@@ -62,6 +63,12 @@ class Trial(nn.Module):
         found = Trial(network)
         found.raw, found._positive = self.raw, self._positive
         return found
+
+    def put(self, parameters: Mapping[str, float]) -> None:
+        """Give fields that the network is enriched with other values of some parameters of the problem."""
+        for part in self.modules():
+            if isinstance(part, Enrichment):
+                part.put(parameters)
 
     def values(self) -> dict[str, float]:
         """Present values of the unknown coefficients, as numbers."""

@@ -24,7 +24,7 @@ PROBLEMS = sorted((ROOT / "problems").glob("*.py"))
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "problem" in read_yaml(path, "problem: NAME")]
 TIERS = [
     {"sketch", "derivatives", "jets", "geometry", "graphed", "blank"},
-    {"periodic", "features", "multistage", "patches", "slabs"},
+    {"periodic", "enrichment", "features", "multistage", "patches", "slabs"},
     {"field", "points", "network", "gauges", "layers"},
     {"problem"},
     {"reference", "blocks", "monitor", "methods", "compiled"},

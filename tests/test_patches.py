@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import sin
 
-from pinnsketch import Box, Data, Disk, Problem, Solution, Stage, Term, Unknown, solve, train
+from pinnsketch import Box, Data, Disk, Problem, Solution, Stage, Term, Unknown, patches, solve, train
 from pinnsketch.collocation import Collocation
 from pinnsketch.config import make_config
 from pinnsketch.derivatives import Nested
-from pinnsketch.jets import Jets, Streams
+from pinnsketch.jets import Jet, Jets, Streams
 from pinnsketch.library import load_problem
 from pinnsketch.methods import least_squares as dense
 from pinnsketch.methods.multifrontal import Rows, dissected, factored, least_squares
@@ -497,7 +497,7 @@ def test_an_enrichment_beside_patches_is_found_and_saved(tmp_path):
     network = {"kind": "patches", "width": 80, "each": 20}
     found = solve(problem, network=network, train={"method": "patches"}, monitor=False)
     assert found.error["overall"] < 1e-10
-    weights = found.trial.network.singular.weight[0]
+    weights = found.trial.network.singular.weights.weight[0]
     torch.testing.assert_close(weights.detach(), torch.tensor([1.0, 0, 0, 0], dtype=F64), rtol=0, atol=1e-7)
     found.save(tmp_path / "model.pt")
     assert Solution.load(tmp_path / "model.pt", problem=problem)(x=-0.3, y=0.1) == found(x=-0.3, y=0.1)
@@ -510,7 +510,7 @@ def test_with_an_enrichment_too_the_function_is_after_a_refinement_what_it_was()
     x = x[torch.tensor(problem.domain.distance(x.numpy()) < 0)]
     with torch.no_grad():
         network.output.weight[:, :80] = torch.linspace(-1, 1, 80)
-        network.singular.weight.fill_(2.0)
+        network.singular.weights.weight.fill_(2.0)
     before = network(x).detach()
     found.refine([(0, 0)], fit=True)
     assert float((network(x).detach() - before).norm()) < 1e-7 * float(before.norm())
@@ -648,3 +648,27 @@ def test_a_saved_solution_has_its_tree(tmp_path):
 def test_the_method_of_another_kind_is_refused(kind, method):
     with pytest.raises(ValueError, match=f"method {method}: expected a network of kind {method}"):
         solve("poisson", network={"kind": kind, "width": 100}, train={"method": method}, monitor=False)
+
+
+def test_rounding_of_another_device_changes_neither_how_many_steps_are_made_nor_what_they_lead_to(monkeypatch):
+    """Products with weights are off by so many units of rounding, and anew each time they are formed."""
+    plain, generator, units = patches.sparse_linear, torch.Generator().manual_seed(0), [0]
+
+    def rough(x, weight, columns):
+        taken = weight[:, columns].detach()
+
+        def off(part):
+            size = torch.einsum("...nk,onk->...no", part.detach().square(), taken.square()).sqrt()
+            return units[0] * torch.finfo(F64).eps * size * torch.randn(size.shape, generator=generator, dtype=F64)
+
+        y = plain(x, weight, columns)
+        return y.like(y.value + off(x.value), y.parts + off(x.whole)) if isinstance(x, Jet) else y + off(x)
+
+    monkeypatch.setattr(patches, "sparse_linear", rough)
+    steps, residuals = [], []
+    for units[0] in (0, 40):
+        found = run("cavity", {"lid": "parabola"}, {"width": 200, "each": 50})
+        steps.append(sum(1 for _ in found._train()))
+        residuals.append(float(PatchSystem(found.task, found.trial).indicators().norm()))
+    assert steps[1] <= steps[0] + 2
+    assert residuals[1] == pytest.approx(residuals[0], rel=0.1)

@@ -239,7 +239,7 @@ class RandomFeatures:
 def _fit(network: Features, other: Features, x: Tensor) -> None:
     """Let a network be near another at points `(n, d)`."""
     with torch.no_grad():
-        values = other(x)
+        values = other(x) if network.singular is None else other(x) - network.singular(x)
         features = torch.cat([network.hidden(x), torch.ones_like(values[:, :1])], dim=1)
         for k, column in enumerate(values.unbind(1)):
             found = least_squares(features, column)

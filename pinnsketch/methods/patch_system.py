@@ -251,7 +251,8 @@ class PatchSystem:
         for part in self.points(fresh=True):
             for x in part.block.x.split(self._piece):
                 with torch.no_grad():
-                    hidden, right = self.network.hidden(x, *self.network.near(x)), other(x) - self.network.enriched(x)
+                    hidden, right = self.network.hidden(x, *self.network.near(x)), other(x)
+                    right = right if self.network.singular is None else right - self.network.singular(x)
                 rows += [Rows(boxes, hidden[p, : len(boxes) * each], right[p]) for boxes, p in self._groups(x)]
         with torch.no_grad():
             for k, found in self.least(rows, each).items():

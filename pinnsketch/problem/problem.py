@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pinnsketch.geometry.shape import Region, Shape
@@ -32,8 +33,10 @@ class Problem:
         parameters: numbers, or `Unknown` coefficients, that residuals may ask for by name.
         exact: the solution where one is known, as a torch function of coordinates and parameters by name; for several
             unknowns one function each. It is never trained on: errors are measured against it, and `check` tests it.
-        enrichment: torch functions of coordinates and parameters by name, `(n, 1)`, such as the singular one of a corner; a
-            network of kind `features` has them beside its features, with a weight for each unknown.
+        enrichment: torch functions of coordinates and parameters by name, `(n, 1)`, such as the singular one of a corner;
+            networks of kind `features` and `patches` have them beside their features, with a weight for each unknown. In place
+            of a function, some by unknown, as in `{"u": f, "v": g}`, share one weight.
+        lift: the same by unknown, with weights that are known to be 1: such networks find what is left of the solution.
         reference: where no exact solution is known, gives one from elsewhere; errors are measured against it instead. It is
             called when an error is first asked for, and once.
 
@@ -46,7 +49,8 @@ class Problem:
     terms: Mapping[str, Term]
     parameters: Mapping[str, float | Unknown] = field(default_factory=dict)
     exact: Callable[..., Tensor] | Mapping[str, Callable[..., Tensor]] | None = None
-    enrichment: Sequence[Callable[..., Tensor]] = ()
+    enrichment: Sequence[Callable[..., Tensor] | Mapping[str, Callable[..., Tensor]]] = ()
+    lift: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     reference: Callable[[], Reference] | None = None
 
     def __post_init__(self) -> None:
@@ -62,7 +66,13 @@ class Problem:
         object.__setattr__(self, "terms", terms)
         if self.exact is not None:
             object.__setattr__(self, "exact", {name: named(function) for name, function in self.exact.items()})  # type: ignore[union-attr]
-        object.__setattr__(self, "enrichment", tuple(map(named, self.enrichment)))
+
+        def by_name(given: Mapping[str, Callable[..., Tensor]]) -> dict[str, Callable[..., Tensor]]:
+            return {name: named(function) for name, function in given.items()}
+
+        fields = (by_name(each) if isinstance(each, Mapping) else named(each) for each in self.enrichment)
+        object.__setattr__(self, "enrichment", tuple(fields))
+        object.__setattr__(self, "lift", by_name(self.lift))
         _validate(self)
 
     @property
@@ -90,13 +100,27 @@ class Problem:
 
     @property
     def enriching(self) -> list[Callable[[Tensor], Tensor]]:
-        """The enrichment as functions of points `(n, d)`."""
+        """The enrichment as fields, each to have a weight: they map points `(n, d)` to values of all unknowns, `(n, m)`."""
+        each = ([f] if isinstance(f, Mapping) else [{name: f} for name in self.unknowns] for f in self.enrichment)
+        return [partial(self._field, functions) for some in each for functions in some]
 
-        def at(function: Callable[..., Tensor], x: Tensor) -> Tensor:
-            names = {**dict(zip(self.coordinates, x.split(1, dim=1), strict=True)), **self.numbers}
-            return function(**{need: names[need] for need in parameters_of(function)})
+    @property
+    def lifting(self) -> Callable[[Tensor], Tensor] | None:
+        """The lift as such a field, or None."""
+        return partial(self._field, self.lift) if self.lift else None
 
-        return [partial(at, function) for function in self.enrichment]
+    @property
+    def enriched(self) -> bool:
+        """Whether there is an enrichment or a lift."""
+        return bool(self.enrichment or self.lift)
+
+    def _field(
+        self, functions: Mapping[str, Callable[..., Tensor]], x: Tensor, parameters: Mapping[str, float] | None = None
+    ) -> Tensor:
+        names = {**dict(zip(self.coordinates, x.split(1, dim=1), strict=True)), **self.numbers, **(parameters or {})}
+        zero = torch.zeros_like(x[:, :1])
+        found = {k: f(**{need: names[need] for need in parameters_of(f)}) for k, f in functions.items()}
+        return torch.cat([found.get(name, zero) for name in self.unknowns], dim=1)
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -206,10 +230,16 @@ def _validate_exact(problem: Problem) -> None:
 
 def _validate_enrichment(problem: Problem) -> None:
     known = (*problem.coordinates, *(name for name in problem.parameters if name not in problem.coefficients))
-    for number, function in enumerate(problem.enrichment, start=1):
-        for need in parameters_of(function):
-            if need not in known:
-                raise ProblemError(f"enrichment, function {number}: it asks for {need!r}; it may ask for {', '.join(known)}.")
+    for number, given in enumerate([*problem.enrichment, problem.lift], start=1):
+        functions = given if isinstance(given, Mapping) else {problem.unknowns[0]: given}
+        for name, function in functions.items():
+            where = f"enrichment, function {number}" + (f", {name}" if functions is given else "")
+            where = f"lift {name}" if given is problem.lift else where
+            if name not in problem.unknowns:
+                raise ProblemError(f"{where}: {name!r} is no unknown; the unknowns are {', '.join(problem.unknowns)}.")
+            for need in parameters_of(function):
+                if need not in known:
+                    raise ProblemError(f"{where}: it asks for {need!r}; it may ask for {', '.join(known)}.")
 
 
 def unread(problem: Problem) -> list[str]:
