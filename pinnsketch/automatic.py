@@ -2,9 +2,11 @@
 
 Candidates are tried, the cheapest first, and judged by the estimate of the error (`estimate.py`):
 
-1. random features by least squares; then in slabs of time; and more of them, where a problem is linear or steady;
-2. patches that refine themselves, until so many output weights are in use;
-3. a trained network, for some steps of the natural gradient; without a rival it needs no trial.
+1. random features by least squares; then in slabs of time, and more of them, where a problem is linear or steady;
+2. patches that refine themselves, until so many output weights are in use; in two coordinates they take the place of slabs of
+   features where a problem is not linear;
+3. a trained network, for some steps of the natural gradient; without a rival it needs no trial, and has none where patches
+   converge.
 
 The first that is good enough is taken; how good that is depends on what the next one costs, unless `train.until` says it.
 Patches and the network are paused: where neither is good, the one with the least limit goes on. What is chosen is a config,
@@ -36,8 +38,11 @@ MANY, UNSURE = 2000, 500
 """Output weights of features at most; and where the problem is not linear and fewer have not shown that they are worth it."""
 SLABS, DEGREE = 8, 4
 """Slabs of time; the degree of polynomials in all coordinates that there must be enough features for."""
-PATCHES, PAUSE, STEPS = 16000, 2400, 40
-"""Features of patches, those in use where they are judged, and the steps of the natural gradient after which it is."""
+PATCHES, PAUSE, STEPS, EACH_PATCH = 16000, 2400, 40, 80
+"""Output weights of patches, those in use where they are judged, and the steps of the natural gradient after which it is; the
+features of a patch, of one unknown: of several, fewer patches would do the same work, and more of them grade better."""
+CONVERGES = 2.0
+"""By what the residual of patches falls as they double, at least, where it is known to go on falling."""
 EVEN, DRAWN, SIDE, BOUNDARY = 400, 800, 25, 400
 """Residuals inside at a step of the natural gradient, for linear problems and others; points of a side, and at most of all."""
 PRODUCTS = {"cpu": 2e10, "cuda": 2e12}
@@ -52,6 +57,7 @@ class Candidate(NamedTuple):
         within: some limit so far must be within this.
         pauses: whether a trial ends, by its run, the step, and what was left of the residual before it.
         goes_on: it is paused there, to be judged; else it has failed.
+        converges: whether what it does by the step where it is paused is known to go on.
     """
 
     name: str
@@ -60,6 +66,16 @@ class Candidate(NamedTuple):
     within: float
     pauses: Callable[[Any, Step, float], bool]
     goes_on: bool = False
+    converges: Callable[[Step], bool] = lambda step: False
+
+
+class Tried(NamedTuple):
+    """What a trial came to: its limit, the state from which it goes on, whether it needs no rival, and what to say."""
+
+    limit: float
+    state: dict[str, Any] | None
+    sure: bool
+    words: str
 
 
 def choose(
@@ -93,15 +109,15 @@ def choose(
         return _filled(config, {"train": {"schedule": train}}), f"Adam and L-BFGS: {why}", None
     solved = _solved(task.problem, linear) if free and (enriched or config.precision == "float64") else []
     until, said, limits = config.train.until, list[str](), [inf]
-    standing = list[tuple[float, Candidate, dict[str, Any] | None]]()
+    standing, sure = list[tuple[float, Candidate, dict[str, Any] | None]](), False
     for candidate in solved if solved and enriched else (*solved, network):
-        if any(limit <= (until or candidate.beyond) for limit, *_ in standing):
+        if sure or any(limit <= (until or candidate.beyond) for limit, *_ in standing):
             break
         if min(limits) > candidate.within:
             continue
         limit, state = inf, None
         if candidate is not network or standing:
-            limit, state, words = _try(_filled(config, candidate.choice), candidate, make)
+            limit, state, sure, words = _try(_filled(config, candidate.choice), candidate, make)
             said.append(f"tried {candidate.name}: {words}")
             limits.append(limit)
         if candidate.goes_on or enriched or limit <= (until or GOOD):
@@ -114,6 +130,14 @@ def _solved(problem: Problem, linear: bool) -> list[Candidate]:
     """What needs no training; features are fewer where each has weights for several unknowns."""
     m, d, found = len(problem.unknowns), len(problem.coordinates), list[Candidate]()
     few, most = (FEW, MANY) if linear else (FEW // 2, UNSURE)
+    patches = d == 2 and not problem.coefficients
+
+    def hopeless(run: Any, step: Step, left: float) -> bool:
+        """A slab has too much of the residual, or all features that there are, where equations are not linear."""
+        if step.method == "next_slab":
+            return left > GOOD
+        network = run.trial.acting.network
+        return not linear and step.index > 1 and network.used == network.width and left > HOPEFUL
 
     def features(width: int, beyond: float, within: float = inf, **slabs: int) -> None:
         choice = {
@@ -123,24 +147,33 @@ def _solved(problem: Problem, linear: bool) -> list[Candidate]:
         }
         name = f"random features by least squares, {width}" + (f" in each of {SLABS} slabs of time" if slabs else "")
         if comb(d + DEGREE, d) <= width:
-            found.append(Candidate(name, choice, beyond, within, lambda _, s, left: s.method == "next_slab" and left > GOOD))
+            found.append(Candidate(name, choice, beyond, within, hopeless))
 
     features(min(few, most // m), inf)
-    if marches(problem):
+    if marches(problem) and (linear or not patches):
         features(min(EACH, most // m), CLOSE, slabs=SLABS)
     if linear or not marches(problem):
         features(MANY // m, CLOSE, HOPEFUL)
-    if d == 2 and not problem.coefficients and not problem.domain.periodic:
+    if patches:
+        each = round(EACH_PATCH / m**0.5)
         choice = {
-            "network": {"kind": "patches", "width": PATCHES // m},
+            "network": {"kind": "patches", "width": PATCHES // m, "each": each},
             "points": {"interior": 400, "boundary": 100},
             "train": {"method": "patches"},
         }
 
-        def used(run: Any, *_: Any) -> bool:
-            return m * run.trial.network.each * len(run.trial.network.leaves) >= PAUSE
+        def history(step: Step) -> list[tuple[int, float]]:
+            """Numbers of patches, and what they left of the residual at fresh points."""
+            return step.state()["method"]["history"] or [(0, inf)]
 
-        found.append(Candidate("adaptive patches of random features", choice, GOOD, inf, used, goes_on=True))
+        def used(run: Any, step: Step, left: float) -> bool:
+            return m * each * history(step)[-1][0] >= PAUSE
+
+        def converge(step: Step) -> bool:
+            count, size = history(step)[-1]
+            return CONVERGES * size <= min((left for half, left in history(step) if 2 * half <= count), default=0.0)
+
+        found.append(Candidate("adaptive patches of random features", choice, GOOD, inf, used, True, converge))
     return found
 
 
@@ -155,15 +188,16 @@ def _trained(problem: Problem, linear: bool, narrow: bool) -> Candidate:
     return Candidate(name, choice, HOPEFUL, inf, lambda _, step, left: step.index >= STEPS, goes_on=True)
 
 
-def _try(config: RunConfig, candidate: Candidate, make: Callable[[RunConfig], Any]) -> tuple[float, dict[str, Any] | None, str]:
-    """Run a candidate until it ends or pauses, and judge it: its limit, the state from which it goes on, and what to say."""
+def _try(config: RunConfig, candidate: Candidate, make: Callable[[RunConfig], Any]) -> Tried:
+    """Run a candidate until it ends or pauses, and judge it."""
     run = make(config.model_copy(update={"train": config.train.model_copy(update={"until": None})}))
     losses = run.task.losses(run.trial.acting, run.task.batch())
     first = left = sum(run.task.weights[name] * loss.item() for name, loss in losses.items())
-    before, now = None, None
+    before, now, sure = None, None, False
     for step in run:
         before, now = now, deepcopy(run.course.state_dict())
         if not step.last and candidate.pauses(run, step, (left / first) ** 0.5 if first else 0.0):
+            sure = candidate.converges(step)
             break
         left = step.loss
     else:
@@ -171,7 +205,8 @@ def _try(config: RunConfig, candidate: Candidate, make: Callable[[RunConfig], An
     found = estimated(run.trial, run.task)
     limit = min(inf, found.get("limit", inf))  # in this order: no number is no limit
     words = found.get("why") or f"its error is {found['correction']:.1g} as estimated, {limit:.1g} at most"
-    return limit, now, f"{words} ({run.seconds:.2g} s)"
+    sure = sure and found.get("correction", inf) <= HOPEFUL
+    return Tried(limit, now, sure, f"{words}{', and falls' if sure else ''} ({run.seconds:.2g} s)")
 
 
 def _filled(config: RunConfig, choice: dict[str, Any]) -> RunConfig:
