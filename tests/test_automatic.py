@@ -1,7 +1,7 @@
 """What `method: auto` chooses, and that it says why."""
 
 from itertools import islice
-from math import inf
+from math import inf, log
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,10 @@ def shipped(name):
     return load_problem(find_problem(name, Path.cwd()))
 
 
-def chosen(problem, monkeypatch, limits=(), own=None, sure=(), **given):
+def chosen(problem, monkeypatch, limits=(), own=None, sure=(), errors=(), **given):
     """The choice where candidates have these limits of their error by kind, `slabs` among them, others 1; what was tried.
 
-    `sure`: kinds that need no rival.
+    `sure`: kinds that need no rival; `errors`: as estimated, by kind, in place of the limits.
     """
     tried = []
 
@@ -30,7 +30,8 @@ def chosen(problem, monkeypatch, limits=(), own=None, sure=(), **given):
         network = config.network
         tried.append((network.kind, network.width) + ((network.slabs,) if network.slabs != 1 else ()))
         limit = dict(limits).get("slabs" if network.slabs != 1 else network.kind, 1.0)
-        return Tried(limit, {"of": network.kind}, network.kind in sure, f"at most {limit:g}")
+        error = dict(errors).get(network.kind, limit)
+        return Tried(limit, error, {"of": network.kind}, network.kind in sure, f"at most {limit:g}")
 
     monkeypatch.setattr("pinnsketch.automatic._try", attempt)
     config = make_config({"problem": "x.py", "monitor": False, "device": "cpu", **given})
@@ -95,17 +96,20 @@ def test_what_goes_on_does_so_where_its_trial_was_paused(best, monkeypatch):
     assert steps[0] >= 3
 
 
-def test_patches_that_converge_have_no_rival(monkeypatch):
-    run = brief(monkeypatch, 0.009, (0.1, 0.2))
+def test_patches_that_are_expected_to_end_with_a_small_error_have_no_rival(monkeypatch):
+    run = brief(monkeypatch, 5e-4, (0.1, 0.2))
     assert run.config.network.kind == "patches"
     assert run.chosen.count("as estimated") == 1
-    assert "0.2 at most, and falls" in run.chosen
     history = run.course.state_dict()["train"]["method"]["history"]
     count, size = history[-1]
+    half, left = next(earlier for earlier in reversed(history[:-1]) if 2 * earlier[0] <= count)
+    order = log(left / size) / log(count / half)
     assert 80 * count >= 240
-    assert size <= 0.5 * min(left for half, left in history if 2 * half <= count)
-    monkeypatch.setattr("pinnsketch.automatic.CONVERGES", 1e6)
-    assert brief(monkeypatch, 0.009, (0.1, 0.2)).chosen.count("as estimated") == 2
+    assert order > 0
+    expected = 5e-4 * (480 / (80 * count)) ** -order
+    assert f"{expected:.1g} expected at its end" in run.chosen
+    monkeypatch.setattr("pinnsketch.automatic.ENOUGH", 0.99 * expected)
+    assert brief(monkeypatch, 5e-4, (0.1, 0.2)).chosen.count("as estimated") == 2
 
 
 @pytest.mark.parametrize(
@@ -149,6 +153,7 @@ FIRST = {
         ("allen_cahn", {"features": 1e-3, "patches": 0.2}, ["half", "patches", "mlp"], "patches", {}),
         ("allen_cahn", {"features": 1e-3, "patches": 1e-3}, ["half", "patches"], "patches", {}),
         ("allen_cahn", {"features": 1e-3, "patches": 0.2}, ["half", "patches"], "patches", {"sure": ["patches"]}),
+        ("burgers", {"patches": 3.0, "mlp": 2.0}, ["half", "patches", "mlp"], "patches", {"errors": {"patches": 0.1}}),
         ("burgers", {"patches": inf, "mlp": inf}, ["half", "patches", "mlp"], "mlp", {}),
         ("heat", {"features": 1e-3}, ["features"], "features", {"train": {"until": 1e-2}}),
         ("heat", {"features": 1e-9, "slabs": 1e-13}, ["features", "slabs"], "slabs", {"train": {"until": 1e-12}}),
