@@ -201,7 +201,10 @@ def _try(config: RunConfig, candidate: Candidate, make: Callable[[RunConfig], An
     before, now, falls = None, None, 0.0
     for step in run:
         before, now = now, deepcopy(run.course.state_dict())
-        if not step.last and candidate.pauses(run, step, (left / first) ** 0.5 if first else 0.0):
+        share = (left / first) ** 0.5 if first else 0.0
+        if not step.last and candidate.pauses(run, step, share):
+            if not candidate.goes_on:
+                return Tried(inf, inf, None, False, f"it leaves {share:.1g} of the residual ({run.seconds:.2g} s)")
             falls = candidate.falls(step)
             break
         left = step.loss

@@ -87,6 +87,18 @@ def brief(monkeypatch, correction, limits):
     return Run(problem, make_config({"problem": "x.py", "points": {"test": 200}, "monitor": False}))
 
 
+def test_features_that_are_all_used_and_leave_much_have_failed_where_equations_are_not_linear(monkeypatch):
+    for name, value in {"FEW": 100, "PATCHES": 160, "PAUSE": 160}.items():
+        monkeypatch.setattr(f"pinnsketch.automatic.{name}", value)
+    asked = []
+    monkeypatch.setattr(
+        "pinnsketch.automatic.estimated", lambda trial, task: asked.append(trial) or {"limit": 0.0, "correction": 0.0}
+    )
+    run = Run(shipped("burgers"), make_config({"problem": "x.py", "points": {"test": 200}, "monitor": False}))
+    assert "random features by least squares, 50: it leaves 0." in run.chosen
+    assert [type(trial.network) for trial in asked] == [Patches]
+
+
 @pytest.mark.parametrize("best", ["patches", "mlp"])
 def test_what_goes_on_does_so_where_its_trial_was_paused(best, monkeypatch):
     run = brief(monkeypatch, 0.05, (0.2, 0.1) if best == "patches" else (0.1, 0.2))
