@@ -2,12 +2,14 @@
 
 Candidates are tried, the cheapest first, and judged by the estimate of the error (`estimate.py`):
 
-1. random features by least squares; then in slabs of time; and more of them, where a problem is linear or steady;
-2. patches that refine themselves, until so many output weights are in use;
-3. a trained network, for some steps of the natural gradient; without a rival it needs no trial.
+1. random features by least squares; then in slabs of time, and more of them, where a problem is linear or steady;
+2. patches that refine themselves, until so many output weights are in use; in two coordinates they take the place of slabs of
+   features where a problem is not linear;
+3. a trained network, for some steps of the natural gradient; without a rival it needs no trial, nor where patches converge.
 
 The first that is good enough is taken; how good that is depends on what the next one costs, unless `train.until` says it.
-Patches and the network are paused: where neither is good, the one with the least limit goes on. What is chosen is a config,
+Patches and the network are paused: where neither is good, the one with the least limit goes on, or with the
+least estimate where limits are one and more. What is chosen is a config,
 whose run goes on where its trial stands: nothing is done twice, and the config alone does the same. What bounds a trial is a
 number of weights, points and steps, not seconds, so that the choice does not depend on how fast a machine is, or how busy.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from math import comb, inf
+from math import comb, inf, log
 from typing import Any, NamedTuple
 
 from pinnsketch.config import NetworkConfig, PointsConfig, RunConfig, make_config
@@ -36,8 +38,13 @@ MANY, UNSURE = 2000, 500
 """Output weights of features at most; and where the problem is not linear and fewer have not shown that they are worth it."""
 SLABS, DEGREE = 8, 4
 """Slabs of time; the degree of polynomials in all coordinates that there must be enough features for."""
-PATCHES, PAUSE, STEPS = 16000, 2400, 40
-"""Features of patches, those in use where they are judged, and the steps of the natural gradient after which it is."""
+PATCHES, PAUSE, STEPS, EACH_PATCH = 16000, 2400, 40, 80
+"""Output weights of patches, those in use where they are judged, and the steps of the natural gradient after which it is; the
+features of a patch, of one unknown: of several, fewer patches would do the same work, and more of them grade better."""
+NOTHING = 1.0
+"""A limit that says nothing: then the estimate of the error does."""
+ENOUGH = 5e-4
+"""Error that patches must be expected to end with for a network to be no rival."""
 EVEN, DRAWN, SIDE, BOUNDARY = 400, 800, 25, 400
 """Residuals inside at a step of the natural gradient, for linear problems and others; points of a side, and at most of all."""
 PRODUCTS = {"cpu": 2e10, "cuda": 2e12}
@@ -52,6 +59,7 @@ class Candidate(NamedTuple):
         within: some limit so far must be within this.
         pauses: whether a trial ends, by its run, the step, and what was left of the residual before it.
         goes_on: it is paused there, to be judged; else it has failed.
+        falls: by what its error is expected to fall from the step where it is paused to its end.
     """
 
     name: str
@@ -60,6 +68,17 @@ class Candidate(NamedTuple):
     within: float
     pauses: Callable[[Any, Step, float], bool]
     goes_on: bool = False
+    falls: Callable[[Step], float] = lambda step: 0.0
+
+
+class Tried(NamedTuple):
+    """What a trial came to: limit and estimate of its error, from where it goes on, whether it has no rival, what to say."""
+
+    limit: float
+    error: float
+    state: dict[str, Any] | None
+    sure: bool
+    words: str
 
 
 def choose(
@@ -93,27 +112,35 @@ def choose(
         return _filled(config, {"train": {"schedule": train}}), f"Adam and L-BFGS: {why}", None
     solved = _solved(task.problem, linear) if free and (enriched or config.precision == "float64") else []
     until, said, limits = config.train.until, list[str](), [inf]
-    standing = list[tuple[float, Candidate, dict[str, Any] | None]]()
+    standing = list[tuple[Candidate, Tried]]()
     for candidate in solved if solved and enriched else (*solved, network):
-        if any(limit <= (until or candidate.beyond) for limit, *_ in standing):
+        if any(tried.sure or tried.limit <= (until or candidate.beyond) for _, tried in standing):
             break
         if min(limits) > candidate.within:
             continue
-        limit, state = inf, None
+        tried = Tried(inf, inf, None, False, "")
         if candidate is not network or standing:
-            limit, state, words = _try(_filled(config, candidate.choice), candidate, make)
-            said.append(f"tried {candidate.name}: {words}")
-            limits.append(limit)
-        if candidate.goes_on or enriched or limit <= (until or GOOD):
-            standing.append((limit, candidate, state))
-    _, best, state = min(reversed(standing), key=lambda tried: tried[0])
-    return _filled(config, best.choice), "\n  ".join([best.name, *said]), state
+            tried = _try(_filled(config, candidate.choice), candidate, make)
+            said.append(f"tried {candidate.name}: {tried.words}")
+            limits.append(tried.limit)
+        if candidate.goes_on or enriched or tried.limit <= (until or GOOD):
+            standing.append((candidate, tried))
+    best, tried = min(reversed(standing), key=lambda stood: (min(stood[1].limit, NOTHING), stood[1].error))
+    return _filled(config, best.choice), "\n  ".join([best.name, *said]), tried.state
 
 
 def _solved(problem: Problem, linear: bool) -> list[Candidate]:
     """What needs no training; features are fewer where each has weights for several unknowns."""
     m, d, found = len(problem.unknowns), len(problem.coordinates), list[Candidate]()
     few, most = (FEW, MANY) if linear else (FEW // 2, UNSURE)
+    patches = d == 2 and not problem.coefficients
+
+    def hopeless(run: Any, step: Step, left: float) -> bool:
+        """A slab has too much of the residual, or all features that there are, where equations are not linear."""
+        if step.method == "next_slab":
+            return left > GOOD
+        network = run.trial.acting.network
+        return not linear and step.index > 1 and network.used == network.width and left > HOPEFUL
 
     def features(width: int, beyond: float, within: float = inf, **slabs: int) -> None:
         choice = {
@@ -123,24 +150,35 @@ def _solved(problem: Problem, linear: bool) -> list[Candidate]:
         }
         name = f"random features by least squares, {width}" + (f" in each of {SLABS} slabs of time" if slabs else "")
         if comb(d + DEGREE, d) <= width:
-            found.append(Candidate(name, choice, beyond, within, lambda _, s, left: s.method == "next_slab" and left > GOOD))
+            found.append(Candidate(name, choice, beyond, within, hopeless))
 
     features(min(few, most // m), inf)
-    if marches(problem):
+    if marches(problem) and (linear or not patches):
         features(min(EACH, most // m), CLOSE, slabs=SLABS)
     if linear or not marches(problem):
         features(MANY // m, CLOSE, HOPEFUL)
-    if d == 2 and not problem.coefficients and not problem.domain.periodic:
+    if patches:
+        each = round(EACH_PATCH / m**0.5)
         choice = {
-            "network": {"kind": "patches", "width": PATCHES // m},
+            "network": {"kind": "patches", "width": PATCHES // m, "each": each},
             "points": {"interior": 400, "boundary": 100},
             "train": {"method": "patches"},
         }
 
-        def used(run: Any, *_: Any) -> bool:
-            return m * run.trial.network.each * len(run.trial.network.leaves) >= PAUSE
+        def history(step: Step) -> list[tuple[int, float]]:
+            """Numbers of patches, and what they left of the residual at fresh points."""
+            return step.state()["method"]["history"] or [(0, inf)]
 
-        found.append(Candidate("adaptive patches of random features", choice, GOOD, inf, used, goes_on=True))
+        def used(run: Any, step: Step, left: float) -> bool:
+            return m * each * history(step)[-1][0] >= PAUSE
+
+        def falls(step: Step) -> float:
+            """What the residual would fall by until all weights are used, as a power of their number, as it fell last."""
+            *before, (count, size) = history(step)
+            half, left = next((earlier for earlier in reversed(before) if 2 * earlier[0] <= count), (count, size))
+            return (left / size) ** (log(PATCHES / (m * each * count)) / log(count / half)) if half < count and size else 1.0
+
+        found.append(Candidate("adaptive patches of random features", choice, GOOD, inf, used, True, falls))
     return found
 
 
@@ -155,23 +193,29 @@ def _trained(problem: Problem, linear: bool, narrow: bool) -> Candidate:
     return Candidate(name, choice, HOPEFUL, inf, lambda _, step, left: step.index >= STEPS, goes_on=True)
 
 
-def _try(config: RunConfig, candidate: Candidate, make: Callable[[RunConfig], Any]) -> tuple[float, dict[str, Any] | None, str]:
-    """Run a candidate until it ends or pauses, and judge it: its limit, the state from which it goes on, and what to say."""
+def _try(config: RunConfig, candidate: Candidate, make: Callable[[RunConfig], Any]) -> Tried:
+    """Run a candidate until it ends or pauses, and judge it."""
     run = make(config.model_copy(update={"train": config.train.model_copy(update={"until": None})}))
     losses = run.task.losses(run.trial.acting, run.task.batch())
     first = left = sum(run.task.weights[name] * loss.item() for name, loss in losses.items())
-    before, now = None, None
+    before, now, falls = None, None, 0.0
     for step in run:
         before, now = now, deepcopy(run.course.state_dict())
-        if not step.last and candidate.pauses(run, step, (left / first) ** 0.5 if first else 0.0):
+        share = (left / first) ** 0.5 if first else 0.0
+        if not step.last and candidate.pauses(run, step, share):
+            if not candidate.goes_on:
+                return Tried(inf, inf, None, False, f"it leaves {share:.1g} of the residual ({run.seconds:.2g} s)")
+            falls = candidate.falls(step)
             break
         left = step.loss
     else:
         now = before
     found = estimated(run.trial, run.task)
-    limit = min(inf, found.get("limit", inf))  # in this order: no number is no limit
-    words = found.get("why") or f"its error is {found['correction']:.1g} as estimated, {limit:.1g} at most"
-    return limit, now, f"{words} ({run.seconds:.2g} s)"
+    limit, error = (min(inf, found.get(name, inf)) for name in ("limit", "correction"))  # so that no number is no limit
+    expected = error / falls if falls else inf
+    words = found.get("why") or f"its error is {error:.1g} as estimated, {limit:.1g} at most"
+    words += f", {expected:.1g} expected at its end" if expected < inf else ""
+    return Tried(limit, error, now, expected <= ENOUGH, f"{words} ({run.seconds:.2g} s)")
 
 
 def _filled(config: RunConfig, choice: dict[str, Any]) -> RunConfig:

@@ -9,6 +9,9 @@ displaced: smooth functions cannot hold the error of a front or a wave that is s
     limit         (|e| + C |r(u + e)|) / |u + e|, on further points: and what it cannot hold, at its worst
     C             max |Phi v| / |A v|: how large an error a residual of size one can belong to
 
+In slabs of time u may jump from one to the next, which no residual inside sees. So Phi has some features again from each t_k
+on, and what the residuals of the start jump by there stands beside the others: an error that begins at t_k, not at the start.
+
 What L leaves out is in r(u + e). Newton's method, with A as it is, goes on from there as long as that makes residuals smaller;
 the limit is the least of its steps, with e = 0 among them. C is the stability constant of the problem within that space: close
 to the true one where the worst error is smooth, as for elliptic problems, where it is the reciprocal of the least eigenvalue,
@@ -20,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import inf, isfinite
 from typing import Any
 
@@ -31,16 +34,18 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from pinnsketch.blank import blank
+from pinnsketch.blocks import Block
 from pinnsketch.collocation import Collocation
 from pinnsketch.geometry.shape import Region, Shape
+from pinnsketch.jets import in_pieces
 from pinnsketch.periodic import Periodic
 from pinnsketch.problem import ProblemError
-from pinnsketch.slabs import Joined, Slabs
+from pinnsketch.slabs import Slabs
 from pinnsketch.trial import Trial
 
-FEATURES, COLUMNS, MOVES, SLOPES = 400, 900, 100, (0.5, 10.0)
-"""Random features, output weights of all unknowns, and weights of displacements, at most; the least and greatest slopes of
-features across half the domain, which are log-uniform between these."""
+FEATURES, COLUMNS, MOVES, LATER, SLOPES = 400, 900, 100, (100, 300), (0.5, 10.0)
+"""Random features, output weights of all unknowns, weights of displacements, features that begin with one later slab and
+weights of those of all, at most; the least and greatest slopes of features across half the domain, log-uniform between."""
 ROWS, SEED = 4, 141421
 """Residuals for each feature; the seed of points and features, which no training shares."""
 STEPS, FALL = 3, 0.9
@@ -80,7 +85,8 @@ class Estimate:
 class Corrected(nn.Module):
     """u(x + B f(x)) + A f(x), f random features tanh(W x + b) and a constant, A and B zero; f is periodic as the domain is.
 
-    Maps points `(n, d)` to values `(n, m)`, as the network u does. Once `straight`, it is what that is to first order.
+    Maps points `(n, d)` to values `(n, m)`, as the network u does. Once `straight`, it is what that is to first order. Of u in
+    slabs of time, displaced points stay with the network of their slab, and A has some of f once more from each slab on.
     """
 
     reach = 0.0
@@ -96,27 +102,39 @@ class Corrected(nn.Module):
         places = torch.rand(count, d + 1, generator=generator, dtype=torch.float64)
         weight = least * (most / least) ** places[:, d:] * ways / inputs.slopes
         centers = inputs.turned(2 * places[:, :d] - 1)
-        values = [weight, -(weight * centers).sum(1), torch.zeros(outputs, count), torch.zeros(outputs)]
-        moved = min(max(MOVES // d, 1), count)
+        edges = len(network.networks) - 1 if isinstance(network, Slabs) else 0
+        self.later = min(count, LATER[0], LATER[1] // (edges * outputs)) if edges else 0
+        whole, moved = count + edges * (self.later + 1), min(max(MOVES // d, 1), count)
+        values = [weight, -(weight * centers).sum(1), torch.zeros(outputs, whole), torch.zeros(outputs)]
         values += [torch.zeros(d, moved), torch.zeros(d)]
         self.network, self.inputs = network, inputs.to(like)
-        sizes = (inputs.inputs, count), (count, outputs), (moved, d)
+        sizes = (inputs.inputs, count), (whole, outputs), (moved, d)
         self.features, self.out, self.move = (blank(nn.Linear, *size) for size in sizes)
         for k, layer in enumerate((self.features, self.out, self.move)):
             layer.weight, layer.bias = (nn.Parameter(value.to(like)) for value in values[2 * k : 2 * k + 2])
 
-    def basis(self, x: Tensor) -> Tensor:
-        """`(n, count)`."""
-        return torch.tanh(self.features(self.inputs(x)))
+    def basis(self, x: Any) -> Any:
+        """`(n, count)`; in slabs, some of these and a constant again for each slab but the first, zero before it."""
+        found = torch.tanh(self.features(self.inputs(x)))
+        if not isinstance(self.network, Slabs):
+            return found
+        begun, some = self.network.place(x), torch.cat([found[:, : self.later], found[:, :1] * 0 + 1], 1)
+        later = [some * (begun >= k)[:, None].to(found.dtype) for k in range(1, len(self.network.networks))]
+        return torch.cat([found, *later], 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def solution(self, x: Any, near: Any) -> Any:
+        """u at points x, by the network of the slab that points near to them lie in."""
+        network = self.network
+        return in_pieces([*network.networks], network.place(near), x) if isinstance(network, Slabs) else network(x)
+
+    def forward(self, x: Any) -> Any:
         if self.plain:
             return self.network(x)
         basis = self.basis(x)
         move, more = self.move(basis[:, : self.move.in_features]), self.out(basis)
         if not self.reach:
-            return self.network(x + move) + more
-        ahead, behind = (self.network(x + sign * move / self.reach) for sign in (1, -1))
+            return self.solution(x + move, x) + more
+        ahead, behind = (self.solution(x + sign * move / self.reach, x) for sign in (1, -1))
         return self.network(x) + (ahead - behind) * (self.reach / 2) + more
 
     def straight(self, x: Tensor) -> None:
@@ -139,6 +157,51 @@ class Corrected(nn.Module):
         return found
 
 
+class _Rows:
+    """Residuals at points of their own, and what those of the start jump by between slabs: values, and rows of A.
+
+    Args:
+        task: its points.
+        corrected: the solution that is asked about.
+        draw: the number of the points, drawn by its residuals.
+    """
+
+    def __init__(self, task: Collocation, corrected: Trial, draw: int) -> None:
+        self._task, self._corrected, self._batch = task, corrected, task.chosen(corrected, draw)
+        self._sides = list[tuple[tuple[Block, ...], tuple[Block, ...]]]()
+        """Before and after each moment between slabs."""
+        slabs: Any = corrected.network.network
+        if isinstance(slabs, Slabs):
+            starts = [block for block in self._batch if bool((block.x[:, slabs.axis] == slabs.edges[0]).all())]
+            for edge in slabs.edges[1:-1].to(task.test_points):
+                before = torch.nextafter(edge, edge - 1)
+                self._sides.append(tuple(tuple(_at(block, slabs.axis, t) for block in starts) for t in (before, edge)))  # type: ignore[arg-type]
+
+    def by_term(self) -> dict[str, Tensor]:
+        return self._task.scaled(self._corrected, self._batch)
+
+    def values(self) -> Tensor:
+        found = [*self.by_term().values()]
+        for sides in self._sides:
+            before, after = (self._task.scaled(self._corrected, side) for side in sides)
+            found += [after[name] - before[name] for name in after]
+        return torch.cat(found)
+
+    def linearized(self, parameters: list[nn.Parameter]) -> tuple[Tensor, Tensor]:
+        batches = [(self._batch,), *self._sides]
+        found = [[self._task.linearize(self._corrected, side, parameters) for side in sides] for sides in batches]
+        r = [sides[0][0] if len(sides) == 1 else sides[1][0] - sides[0][0] for sides in found]
+        a = [sides[0][1].dense() if len(sides) == 1 else sides[1][1].dense() - sides[0][1].dense() for sides in found]
+        return torch.cat(r), torch.cat(a)
+
+
+def _at(block: Block, axis: int, t: Tensor) -> Block:
+    """The same points at another time."""
+    x = block.x.clone()
+    x[:, axis] = t
+    return replace(block, x=x)
+
+
 def estimate(trial: Trial, task: Collocation) -> Estimate:
     """Estimate the error of a trial solution, which stays as it is.
 
@@ -149,34 +212,33 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
     trial = trial if trial.dtype == x.dtype else deepcopy(trial).to(x.dtype)
     m, generator = len(names), torch.Generator().manual_seed(SEED)
     features = min(FEATURES, COLUMNS // m)
-    smooth = _joined(trial, task)
-    network = Corrected(smooth, task.problem.domain, m, features, generator)
+    expect_all_begun(trial.network)
+    network = Corrected(trial.network, task.problem.domain, m, features, generator)
     corrected = trial.on(network)
     parameters = [*network.out.parameters(), *network.move.parameters()]
     parameters += [raw for raw in corrected.raw.values() if raw.requires_grad]
     there = task.elsewhere(*_points(task, sum(p.numel() for p in parameters)), SEED, "residual")
     # traced where residuals are of size one: those of a good solution are all rounding, and so may be those of large weights
-    network.out.weight.data.copy_(torch.randn(m, features, generator=generator))
+    network.out.weight.data.copy_(torch.randn(network.out.weight.shape, generator=generator))
     with _zero(trial.network):
         quick = there.gives_rows(corrected, there.batch(), parameters)
     network.out.weight.data.zero_()
     if not quick:
         raise ProblemError("a residual mixes points, or its derivatives are nested: there is no quick linearisation of it")
     network.plain = True
-    batch, other = there.chosen(corrected, 0), there.chosen(corrected, 1)
-    residuals = there.scaled(corrected, other)
+    here, other = _Rows(there, corrected, 0), _Rows(there, corrected, 1)
+    residuals, before = other.by_term(), float(other.values().norm())
     network.plain = False
-    r, a = there.linearize(corrected, batch, parameters)
+    r, a = here.linearized(parameters)
     if a.shape[0] < a.shape[1]:
         raise ProblemError(f"the problem has {a.shape[0]} residuals in all, at data: too few to tell")
-    space, columns = _Space(a.dense()), network.columns(x)
-    stability, before, c = space.stability(columns), _norm(residuals), torch.zeros_like(r[: a.shape[1]])
+    space, columns = _Space(a), network.columns(x)
+    stability, c = space.stability(columns), torch.zeros_like(r[: a.shape[1]])
     with torch.no_grad():
         start, u = parameters_to_vector(parameters), trial(x)
-        jumps = smooth(x) - u
 
     def error(c: Tensor) -> tuple[Tensor, float, float]:
-        e = torch.stack([values @ c[own] for own, values in columns], 1) + jumps
+        e = torch.stack([values @ c[own] for own, values in columns], 1)
         return e, *(float(value.norm()) / len(x) ** 0.5 for value in (e, u + e))
 
     _, off, size = error(c)
@@ -185,7 +247,7 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
         tried = c - space.solve(r)
         vector_to_parameters(start + tried, parameters)
         network.straight(x)
-        r, after = torch.cat([*there.scaled(corrected, batch).values()]), _norm(there.scaled(corrected, other))
+        r, after = here.values(), float(other.values().norm())
         if step and not after < FALL * left:
             break
         c, left = tried, after
@@ -205,8 +267,8 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
 
 @contextmanager
 def _zero(network: nn.Module) -> Iterator[None]:
-    """While open, all that trains in a network is zero."""
-    given = [p for p in network.parameters() if p.requires_grad]
+    """While open, all parameters of a network are zero, of slabs that train no more too."""
+    given = [*network.parameters()]
     before = [p.detach().clone() for p in given]
     try:
         for p in given:
@@ -222,28 +284,14 @@ def _over(number: float, size: float) -> float:
     return number / size if size else inf if number else 0.0
 
 
-def _norm(residuals: dict[str, Tensor]) -> float:
-    return float(torch.cat([*residuals.values()]).norm())
-
-
-def _joined(trial: Trial, task: Collocation) -> nn.Module:
-    """The network; in slabs of time, without the jumps between them, which residuals do not see.
+def expect_all_begun(network: nn.Module) -> None:
+    """Refuse slabs of time that have not all begun.
 
     Raises:
-        ProblemError: if a slab has not begun, or more than value and slope go on from one to the next.
+        ProblemError: then.
     """
-    slabs = trial.network
-    if not isinstance(slabs, Slabs):
-        return slabs
-    if slabs.slab + 1 < len(slabs.networks):
-        raise ProblemError(f"{slabs.slab + 1} of {len(slabs.networks)} slabs of time have begun: there is no solution yet")
-    starts = [block for block in task.batch() if bool((block.x[:, slabs.axis] == slabs.interval[0]).all())]
-    plans = [task.plan(trial.acting, block) for block in starts]
-    orders = [order for plan in plans if plan.streams for order in plan.streams.orders]
-    most = max([0, *(sum(part == slabs.axis for part in order) for order in orders)])
-    if most > 1 or any(plan.streams is None for plan in plans):
-        raise ProblemError("terms at the start read more than the value and the first derivative in time")
-    return Joined(slabs, most)
+    if isinstance(network, Slabs) and network.slab + 1 < len(network.networks):
+        raise ProblemError(f"{network.slab + 1} of {len(network.networks)} slabs of time have begun: there is no solution yet")
 
 
 def estimated(trial: Trial, task: Collocation) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -91,49 +90,3 @@ class Slabs(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.begin(int(state))
-
-
-class Joined(nn.Module):
-    """Slabs without their jumps: what u jumps by at t_k is taken away from there on.
-
-        v = u + sum over t_k <= t of (d_k + (t - t_k) d_k'),    d_k = N_(k-1) - N_k at t_k
-
-    with the second part, for equations of second order in time, by a difference quotient.
-
-    Args:
-        slabs: the networks; all must have begun.
-        order: of the derivative in time that must not jump, 0 or 1.
-    """
-
-    REACH = 1e-3
-    """Of the difference quotient, over the length of a slab."""
-
-    def __init__(self, slabs: Slabs, order: int) -> None:
-        super().__init__()
-        self.slabs, self._order = slabs, order
-
-    def forward(self, x: Any) -> Any:
-        found = self.slabs(x)
-        which = self.slabs.place(x)
-        for k in range(1, len(self.slabs.networks)):
-            parts = [_nothing(found.shape[1]), partial(self._jump, k)]
-            found = found + in_pieces(parts, (which >= k).to(torch.int64), x)
-        return found
-
-    def _jump(self, k: int, x: Any) -> Any:
-        before, after = self.slabs.networks[k - 1 : k + 1]
-        edges, axis = self.slabs.edges, self.slabs.axis
-
-        def d(t: Tensor) -> Any:
-            there = held(x, axis, t)
-            return before(there) - after(there)
-
-        if not self._order:
-            return d(edges[k])
-        reach = self.REACH * float(edges[k] - edges[k - 1])
-        slope = (d(edges[k] + reach) - d(edges[k] - reach)) * (0.5 / reach)
-        return d(edges[k]) + (x[:, axis : axis + 1] - float(edges[k])) * slope
-
-
-def _nothing(outputs: int) -> Any:
-    return lambda x: x[:, :1] * torch.zeros(outputs, dtype=x.dtype, device=x.device)

@@ -1,14 +1,14 @@
 """What `method: auto` chooses, and that it says why."""
 
 from itertools import islice
-from math import inf
+from math import inf, log
 from pathlib import Path
 
 import pytest
 import torch
 
 from pinnsketch import Box, Problem, Term, solve
-from pinnsketch.automatic import PRODUCTS, choose
+from pinnsketch.automatic import PRODUCTS, Tried, choose
 from pinnsketch.config import make_config, read_config
 from pinnsketch.library import find_problem, load_problem
 from pinnsketch.patches import Patches
@@ -19,15 +19,19 @@ def shipped(name):
     return load_problem(find_problem(name, Path.cwd()))
 
 
-def chosen(problem, monkeypatch, limits=(), own=None, **given):
-    """The choice where candidates have these limits of their error by kind, `slabs` among them, others 1; what was tried."""
+def chosen(problem, monkeypatch, limits=(), own=None, sure=(), errors=(), **given):
+    """The choice where candidates have these limits of their error by kind, `slabs` among them, others 1; what was tried.
+
+    `sure`: kinds that need no rival; `errors`: as estimated, by kind, in place of the limits.
+    """
     tried = []
 
     def attempt(config, candidate, make):
         network = config.network
         tried.append((network.kind, network.width) + ((network.slabs,) if network.slabs != 1 else ()))
         limit = dict(limits).get("slabs" if network.slabs != 1 else network.kind, 1.0)
-        return limit, {"of": network.kind}, f"at most {limit:g}"
+        error = dict(errors).get(network.kind, limit)
+        return Tried(limit, error, {"of": network.kind}, network.kind in sure, f"at most {limit:g}")
 
     monkeypatch.setattr("pinnsketch.automatic._try", attempt)
     config = make_config({"problem": "x.py", "monitor": False, "device": "cpu", **given})
@@ -70,28 +74,60 @@ def test_features_that_were_tried_are_not_solved_for_again_and_end_where_a_run_o
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
-@pytest.mark.parametrize(("best", "begins"), [("patches", 3), ("mlp", 3)])
-def test_what_goes_on_does_so_where_its_trial_was_paused(best, begins, monkeypatch):
-    for name, value in {"FEW": 1, "EACH": 1, "PATCHES": 480, "PAUSE": 240, "STEPS": 2, "DRAWN": 40, "SIDE": 5}.items():
+def brief(monkeypatch, correction, limits):
+    """A run of Burgers whose trials are short, and judged to have these limits by kind."""
+    for name, value in {"FEW": 1, "PATCHES": 480, "PAUSE": 240, "STEPS": 2, "DRAWN": 40, "SIDE": 5}.items():
         monkeypatch.setattr(f"pinnsketch.automatic.{name}", value)
 
     def estimated(trial, task):
-        return {"limit": 0.1 if (best == "patches") == isinstance(trial.network, Patches) else 0.2, "correction": 0.01}
+        return {"limit": limits[isinstance(trial.network, Patches)], "correction": correction}
 
     monkeypatch.setattr("pinnsketch.automatic.estimated", estimated)
     problem = load_problem(find_problem("burgers", Path.cwd()), {"nu": 0.1})
-    run = Run(problem, make_config({"problem": "x.py", "points": {"test": 200}, "monitor": False}))
+    return Run(problem, make_config({"problem": "x.py", "points": {"test": 200}, "monitor": False}))
+
+
+def test_features_that_are_all_used_and_leave_much_have_failed_where_equations_are_not_linear(monkeypatch):
+    for name, value in {"FEW": 100, "PATCHES": 160, "PAUSE": 160}.items():
+        monkeypatch.setattr(f"pinnsketch.automatic.{name}", value)
+    asked = []
+    monkeypatch.setattr(
+        "pinnsketch.automatic.estimated", lambda trial, task: asked.append(trial) or {"limit": 0.0, "correction": 0.0}
+    )
+    run = Run(shipped("burgers"), make_config({"problem": "x.py", "points": {"test": 200}, "monitor": False}))
+    assert "random features by least squares, 50: it leaves 0." in run.chosen
+    assert [type(trial.network) for trial in asked] == [Patches]
+
+
+@pytest.mark.parametrize("best", ["patches", "mlp"])
+def test_what_goes_on_does_so_where_its_trial_was_paused(best, monkeypatch):
+    run = brief(monkeypatch, 0.05, (0.2, 0.1) if best == "patches" else (0.1, 0.2))
     assert run.config.network.kind == best
-    assert run.chosen.count("0.01 as estimated, 0.") == 2
+    assert run.chosen.count("0.05 as estimated, 0.") == 2
     steps = ends_as_its_config_does(run, 2)
-    assert steps[0] >= begins
+    assert steps[0] >= 3
+
+
+def test_patches_that_are_expected_to_end_with_a_small_error_have_no_rival(monkeypatch):
+    run = brief(monkeypatch, 5e-4, (0.1, 0.2))
+    assert run.config.network.kind == "patches"
+    assert run.chosen.count("as estimated") == 1
+    history = run.course.state_dict()["train"]["method"]["history"]
+    count, size = history[-1]
+    half, left = next(earlier for earlier in reversed(history[:-1]) if 2 * earlier[0] <= count)
+    order = log(left / size) / log(count / half)
+    assert 80 * count >= 240
+    assert order > 0
+    expected = 5e-4 * (480 / (80 * count)) ** -order
+    assert f"{expected:.1g} expected at its end" in run.chosen
+    monkeypatch.setattr("pinnsketch.automatic.ENOUGH", 0.99 * expected)
+    assert brief(monkeypatch, 5e-4, (0.1, 0.2)).chosen.count("as estimated") == 2
 
 
 @pytest.mark.parametrize(
     ("name", "draw", "tries"),
     [
         ("poisson_nd", "even", [("features", 500)]),
-        ("allen_cahn", "residual", [("features", 250), ("features", 500, 8)]),
         ("inverse_diffusivity", "residual", [("features", 250)]),
     ],
 )
@@ -110,7 +146,6 @@ FIRST = {
     "half": ("features", 250),
     "more": ("features", 2000),
     "slabs": ("features", 1000, 8),
-    "fewer": ("features", 500, 8),
     "patches": ("patches", 16000),
     "mlp": ("mlp", 30),
 }
@@ -125,9 +160,13 @@ FIRST = {
         ("heat", {"features": 1e-7, "slabs": 1e-10}, ["features", "slabs"], "slabs", {}),
         ("heat", {"features": 1e-7, "slabs": 1e-4}, ["features", "slabs", "more"], "more", {}),
         ("heat", {"features": 1e-3, "patches": 1e-4}, ["features", "slabs", "more", "patches"], "patches", {}),
-        ("burgers", {"features": 1e-3, "patches": 0.2, "mlp": 0.4}, ["half", "fewer", "patches", "mlp"], "patches", {}),
-        ("burgers", {"features": 1e-3, "patches": 0.2, "mlp": 0.1}, ["half", "fewer", "patches", "mlp"], "mlp", {}),
-        ("burgers", {"patches": inf, "mlp": inf}, ["half", "fewer", "patches", "mlp"], "mlp", {}),
+        ("burgers", {"features": 1e-3, "patches": 0.2, "mlp": 0.4}, ["half", "patches", "mlp"], "patches", {}),
+        ("burgers", {"features": 1e-3, "patches": 0.2, "mlp": 0.1}, ["half", "patches", "mlp"], "mlp", {}),
+        ("allen_cahn", {"features": 1e-3, "patches": 0.2}, ["half", "patches", "mlp"], "patches", {}),
+        ("allen_cahn", {"features": 1e-3, "patches": 1e-3}, ["half", "patches"], "patches", {}),
+        ("allen_cahn", {"features": 1e-3, "patches": 0.2}, ["half", "patches"], "patches", {"sure": ["patches"]}),
+        ("burgers", {"patches": 3.0, "mlp": 2.0}, ["half", "patches", "mlp"], "patches", {"errors": {"patches": 0.1}}),
+        ("burgers", {"patches": inf, "mlp": inf}, ["half", "patches", "mlp"], "mlp", {}),
         ("heat", {"features": 1e-3}, ["features"], "features", {"train": {"until": 1e-2}}),
         ("heat", {"features": 1e-9, "slabs": 1e-13}, ["features", "slabs"], "slabs", {"train": {"until": 1e-12}}),
     ],
@@ -147,8 +186,16 @@ def test_several_unknowns_have_as_many_weights_and_residuals_as_one(monkeypatch)
     _, _, tried, _ = chosen(shipped("kovasznay"), monkeypatch)
     assert tried == [("features", 166), ("patches", 5333), ("mlp", 30)]
     assert chosen(shipped("kovasznay"), monkeypatch, {"features": 1e-3})[2][:2] == [("features", 166), ("features", 666)]
+    assert chosen(shipped("kovasznay"), monkeypatch, {"patches": 1e-3})[0].network.each == 46
     found, *_ = chosen(shipped("kovasznay"), monkeypatch, {"mlp": 0.1})
     assert found.points.interior == 800 // 3
+
+
+def test_slabs_of_features_are_tried_of_what_is_not_linear_where_there_are_no_patches(monkeypatch):
+    box = Box(x=(0, 1), y=(0, 1), t=(0, 1))
+    terms = {"flow": Term(box.interior, lambda u: u.t + u * u.x + u.y), "start": Term(box.start("t"), lambda u, x: u - x)}
+    _, _, tried, _ = chosen(Problem(box, "u", terms), monkeypatch)
+    assert tried == [("features", 250), ("features", 500, 8)]
 
 
 def test_what_the_user_has_set_is_left_as_it_is(monkeypatch):

@@ -98,6 +98,15 @@ def test_residuals_and_jacobian_have_the_factors_of_the_losses():
     torch.testing.assert_close(total, gradient)
 
 
+def test_residuals_at_many_points_which_are_evaluated_in_pieces_are_in_the_order_of_rows():
+    box = Box(x=(0, 1), y=(0, 1))
+    two = Term(box.interior, lambda u, x: torch.cat([u.xx + x, u.y * u.value], 1), weight=3.0)
+    task = Collocation(Problem(box, "u", {"two": two, "third": Term(box.interior, lambda u: u - 1)}), interior=2300)
+    trial, batch = made()[0], task.batch()
+    r, _ = task.linearize(trial, batch)
+    torch.testing.assert_close(torch.cat(list(task.scaled(trial, batch).values())), r)
+
+
 def test_pieces_of_a_drawn_block_add_up_to_it():
     trial, task = made()
     block, _ = task.chosen(trial)

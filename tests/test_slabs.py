@@ -21,7 +21,7 @@ from pinnsketch.problem import ProblemError
 from pinnsketch.replay import replay
 from pinnsketch.report.figures import gradients_figure
 from pinnsketch.run import Run
-from pinnsketch.slabs import Joined, Slabs, edges_of
+from pinnsketch.slabs import Slabs, edges_of
 from pinnsketch.solution import Solution
 from pinnsketch.trial import Trial
 
@@ -164,22 +164,6 @@ def test_edges_are_even_or_as_given():
     for wrong in ((0.1, 1.0), (0.0, 0.5), (0.0, 0.5, 0.5, 1.0), (0.0, 0.7, 0.3, 1.0)):
         with pytest.raises(ValueError, match=r"network.slabs: expected edges that rise from 0 to 1.*\[0, 0.5, 1\]; got"):
             edges_of(wrong, 0.0, 1.0)
-
-
-@pytest.mark.parametrize("order", [0, 1])
-def test_without_its_jumps_value_and_slope_go_on_and_the_equation_is_that_of_each_slab(order):
-    network = drawn()
-    network.begin(2)
-    joined, h = Joined(network, order), 1e-9
-    for k in (1, 2):
-        edge = float(network.edges[k])
-        before, after = (Nested(joined, at(t)) for t in (edge - h, edge))
-        for n in range(order + 1):
-            gap = before.derivative(0, (1,) * n) - after.derivative(0, (1,) * n)
-            assert float(gap.detach().abs().max()) < 1e-5, (k, n)
-    assert torch.equal(joined(at(0.1)), network(at(0.1)))
-    first, second = (Nested(net, at(0.5)).derivative(0, (1, 1)) for net in (joined, network))
-    torch.testing.assert_close(first, second)
 
 
 # --- the points and what is matched ----------------------------------------------------------------------------------------
@@ -430,6 +414,33 @@ def test_the_estimate_sees_jumps_which_no_residual_sees():
     estimate, error = estimated(run.trial, run.task), run.task.error(run.trial)["overall"]
     assert error > 1e-4
     assert estimate["correction"] == pytest.approx(error, rel=0.2)
+
+
+def test_the_estimate_knows_jumps_of_equations_of_second_order_in_time():
+    run = go(by_features(width=80))
+    found, error = estimated(run.trial, run.task), run.task.error(run.trial)["overall"]
+    assert 0.2 * error < found["correction"] < 5 * error
+    assert error < found["limit"] < 100 * error
+    network, plain = run.trial.network, run.trial.network.networks[1]
+    for edge in (None, 0.5):
+        network.networks[1] = Moved(plain, edge)
+        network.begin(1)
+        error, found = run.task.error(run.trial)["overall"], estimated(run.trial, run.task)
+        assert error > 1e-4
+        assert found["correction"] == pytest.approx(error, rel=0.05)
+        assert error < found["limit"] < 2 * error
+
+
+class Moved(nn.Module):
+    """A network and 1e-3 sin(pi x), by which it jumps, or 1e-3 sin(pi x) (t - edge), by whose speed it does."""
+
+    def __init__(self, network, edge):
+        super().__init__()
+        self.network, self.edge = network, edge
+
+    def forward(self, x):
+        more = 1e-3 * torch.sin(pi * x[:, :1])
+        return self.network(x) + (more if self.edge is None else more * (x[:, 1:] - self.edge))
 
 
 def test_while_slabs_have_not_begun_there_is_no_estimate():

@@ -221,12 +221,15 @@ class Collocation:
 
         def residuals(block: Block, plan: Plan) -> dict[str, Tensor]:
             with torch.set_grad_enabled(plan.streams is None):
-                return self.plans.residuals.at(trial, block, plan)
+                found = self.plans.residuals.at(trial, block, plan)
+            return {name: self._scaled(block, {name: r}).detach() for name, r in found.items()}
 
         found: dict[str, Tensor] = {}
         for block in batch:
-            each = self.plans.run(trial, block, partial(residuals, block))
-            found |= {name: self._scaled(block, {name: r}).detach().T.flatten() for name, r in each.items()}
+            small = self.plan(trial, block).apart and block.x.device.type == "cpu"  # pieces that its cache holds
+            parts = cut(block, -(-len(block.x) // MIN_CHUNK)) if small and len(block.x) > 2 * MIN_CHUNK else [block]
+            each = [self.plans.run(trial, part, partial(residuals, part)) for part in parts]
+            found |= {name: torch.cat([part[name] for part in each]).T.flatten() for name in each[0]}
         return found
 
     def by_term(self, trial: Trial, batch: tuple[Block, ...], parameters: list[nn.Parameter]) -> dict[str, Part]:
