@@ -204,6 +204,11 @@ def long(width: int, slabs: int, interior: int, boundary: int, steps: int) -> Op
     return marching(staged(natural(width, 4, interior, boundary, steps=steps), steps), slabs)
 
 
+def short(width: int, slabs: int, patience: int) -> Options:
+    """Many slabs of time, each of which ends when its loss falls slowly."""
+    return marching(natural(width, 4, 400, 100, steps=60, patience=patience), slabs)
+
+
 AUTO: dict[str, Options] = {"auto": {"train": {"method": "auto"}}}
 MINUTE = {"cpu": ((1e-6, 60),), "cuda": ((1e-9, 60),)}
 LINEAR = {"features, tanh": features(2000, 6000, 800), "features, sin": features(1000, 4000, 600, "sin")}
@@ -336,6 +341,7 @@ CASES: dict[str, Case] = {
                 },
                 ends=1e4, shape=1e4, rest=1e2,
             ),
+            **weighted({"natural_gradient 4x30, 16 slabs": short(30, 16, 8)}, ends=1e5, shape=1e5, rest=1e3),
             **LINEAR,
             **MARCHED,
         },
@@ -347,6 +353,7 @@ CASES: dict[str, Case] = {
             **AUTO,
             **both(30, 4, 500, 100),
             **slabwise(20, 8, 120),
+            "natural_gradient 4x20, 32 slabs": short(20, 32, 6),
             "natural_gradient 4x30, slabs, two long stages": long(30, 8, 750, 150, 150),
             **LINEAR,
             **MARCHED,
@@ -359,6 +366,7 @@ CASES: dict[str, Case] = {
             **AUTO,
             **both(30, 4, 500, 100),
             **slabwise(20, 8, 120),
+            "natural_gradient 4x20, 32 slabs": short(20, 32, 6),
             "natural_gradient 4x20, 12 slabs": marching(natural(20, 4, 400, 100, steps=80), 12),
             "natural_gradient 4x24, 12 slabs, two long stages": long(24, 12, 600, 125, 100),
             **LINEAR,
@@ -384,6 +392,7 @@ CASES: dict[str, Case] = {
             **AUTO,
             **both(20, 4),
             **slabwise(20, 4, 100),
+            **weighted({"natural_gradient 4x20, 8 slabs": short(20, 8, 8)}, start=1e3),
             "natural_gradient 4x30, two stages": staged(natural(30, 4, 1000, 200), 150),
             "features, tanh": features(1000, 4000, 600),
             "features, tanh, slabs": marching(features(800, 2600, 400), 8),
@@ -410,6 +419,16 @@ CASES: dict[str, Case] = {
         shipped("cavity", lid="parabola"),
         {**AUTO, **LID, "patches": patched(4000, 50), "patches, 16000": patched(16000)},
         300, {"cpu": ((1e-2, 300),), "cuda": ((1e-4, 200),)}, "1.1e-4 in 403 s (DSGNAR)",
+    ),
+    "cavity, Re 100, enriched": Case(
+        shipped("cavity", enriched=True),
+        {**AUTO, "patches": patched(4000, 50), "patches, 16000": patched(16000)},
+        300, {"cpu": ((1e-2, 300),), "cuda": ((1e-4, 200),)},
+    ),
+    "cavity, Re 1000, enriched": Case(
+        shipped("cavity", re=1000.0, enriched=True),
+        {"patches": led(patched(12000, 50), "re", (100, 8), (250, 3), (500, 3))},
+        600, {"cuda": ((1e-2, 600),)},
     ),
     "cavity, Re 1000": Case(
         shipped("cavity", re=1000.0),
