@@ -31,7 +31,7 @@ def cavity(**parameters):
 
 def one(side, re=1.0):
     """The lift of one corner, for two corners do not solve the equations together."""
-    corner = cavity().lift["u"].func.__globals__["corner"]
+    corner = cavity().lift["u"].__globals__["corner"]
     return lambda x: torch.cat(corner(x[:, :1], x[:, 1:], re, side), dim=1)
 
 
