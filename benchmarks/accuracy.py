@@ -34,6 +34,8 @@ Options = Mapping[str, Any]
 Curve = list[tuple[float, float]]
 MARKS = (1, 2, 4, 5, 10, 20, 30, 60, 120, 300)
 """Seconds at which errors are measured."""
+LONG = 1.0
+"""Seconds of a step after which they are measured too: the next may end long after a mark."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ def slabwise(width: int, slabs: int, steps: int) -> dict[str, Options]:
     }
 
 
-def long(width: int, slabs: int, interior: int, boundary: int, steps: int) -> Options:
+def lasting(width: int, slabs: int, interior: int, boundary: int, steps: int) -> Options:
     """Two networks in each slab of time, both with so many steps."""
     return marching(staged(natural(width, 4, interior, boundary, steps=steps), steps), slabs)
 
@@ -354,7 +356,7 @@ CASES: dict[str, Case] = {
             **both(30, 4, 500, 100),
             **slabwise(20, 8, 120),
             "natural_gradient 4x20, 32 slabs": short(20, 32, 6),
-            "natural_gradient 4x30, slabs, two long stages": long(30, 8, 750, 150, 150),
+            "natural_gradient 4x30, slabs, two long stages": lasting(30, 8, 750, 150, 150),
             **LINEAR,
             **MARCHED,
         },
@@ -368,7 +370,7 @@ CASES: dict[str, Case] = {
             **slabwise(20, 8, 120),
             "natural_gradient 4x20, 32 slabs": short(20, 32, 6),
             "natural_gradient 4x20, 12 slabs": marching(natural(20, 4, 400, 100, steps=80), 12),
-            "natural_gradient 4x24, 12 slabs, two long stages": long(24, 12, 600, 125, 100),
+            "natural_gradient 4x24, 12 slabs, two long stages": lasting(24, 12, 600, 125, 100),
             **LINEAR,
             **MARCHED,
         },
@@ -477,12 +479,13 @@ def one(name: str, way: str, seed: int, device: str, seconds: float) -> Curve:
     config = {"problem": "case.py", "monitor": False, "device": device, "threads": 2, "train": train, **options}
     began = time.perf_counter()
     run = Run(problem, make_config(config))
-    found, spent, due = Curve(), 0.0, list(MARKS)
+    found, spent, last, due = Curve(), 0.0, 0.0, list(MARKS)
     for _ in run:
         if device == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter() - began - spent
-        if now < due[0] and now < seconds:
+        long, last = now - last > LONG, now
+        if now < due[0] and now < seconds and not long:
             continue
         stopped = time.perf_counter()
         found.append((now, _error(run)))
