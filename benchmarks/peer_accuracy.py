@@ -454,6 +454,8 @@ PEERS: dict[str, tuple[str, Callable[..., None], dict[str, Any], Callable[[str, 
 LEFT_OUT = {
     "Poisson 100D": "a step of nested derivatives takes minutes on two cores",
     "cavity, Re 100, smooth lid": "the lid that jumps stands for both",
+    "cavity, Re 100, enriched": "the same flow with patches that know its corners",
+    "cavity, Re 1000, enriched": "the same",
     "cavity, Re 1000": "two cores get nowhere near it in the time",
     "cavity, Re 1000, smooth lid": "the same",
     "L-shape, enriched": "the same equation with features that know the corner",

@@ -89,6 +89,8 @@ class Plans:
             expected = torch.autograd.grad(weighted, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
             rows = by_uses(columns, uses, parameters)
             found = Jacobian([(columns.T.flatten(), rows)], [p.shape for p in parameters]).transposed(w.T.flatten())
+        except torch.OutOfMemoryError:
+            raise
         except (NoRule, RuntimeError):
             return False
         return agree(found, torch.cat([g.flatten() for g in expected]), trial.dtype)
