@@ -1,4 +1,4 @@
-"""Networks, features (accuracy.json, accuracy_h100.json, accuracy_h200.json), classical solvers, other packages (peers.json): tables and a figure.
+"""Networks and features (accuracy*.json), classical solvers, other packages (peers.json): tables and a figure.
 
 python benchmarks/beside.py writes the tables into docs/accuracy.md and draws the figure.
 """
@@ -233,38 +233,45 @@ def updated(page: str) -> str:
     return page
 
 
+SHOWN = {
+    "finite elements": ("classical", "elements.*", "s-"),
+    "spectral": ("classical", "(Chebyshev|Fourier|rational|spectral).*", "s-"),
+    "auto": ("accuracy", "auto", "o-"),
+    "trained: natural_gradient": ("accuracy", "natural_gradient.*", ".-"),
+    "set by hand: features or patches, tanh": ("accuracy", "(features, tanh|patches).*", ".-"),
+    "pinnsketch, adam and lbfgs": ("peers", "pinnsketch", "x--"),
+    "DeepXDE": ("peers", "DeepXDE", "x--"),
+    "PINA": ("peers", "PINA", "x--"),
+    "jinns": ("peers", "jinns", "x--"),
+}
+"""What the figure shows: of which file, methods by name, and how; of ours the best of each kind."""
+
+
 def figure(out: Path) -> None:
     """Error over seconds of everything, one panel a problem."""
     from matplotlib.figure import Figure
 
-    ours, classical, peers = (read(name, out.parent) for name in ("accuracy", "classical", "peers"))
-    names = list(dict.fromkeys([*classical, *peers]))
+    files = {name: read(name, out.parent) for name in ("accuracy", "classical", "peers")}
+    names = list(dict.fromkeys([*files["classical"], *files["peers"]]))
     if not names:
         return
-    drawn = Figure(figsize=(15, 3.4 * -(-len(names) // 4)), layout="constrained")
+    drawn = Figure(figsize=(13, 3.1 * -(-len(names) // 4)), layout="constrained")
     places = drawn.subplots(-(-len(names) // 4), 4, squeeze=False).flat
     for axes in places[len(names) :]:
         axes.set_axis_off()
+    handles: dict[str, Any] = {}
     for axes, name in zip(places, names, strict=False):
-        for methods, style in ((classical, "s-"), (ours, ".-"), (peers, "x--")):
-            for method, curves in methods.get(name, {}).items():
-                for k, curve in enumerate(curves):
+        for k, (label, (file, pattern, style)) in enumerate(SHOWN.items()):
+            found = [curves for way, curves in files[file].get(name, {}).items() if re.fullmatch(pattern, way)]
+            for curves in [min(found, key=ended)] if file == "accuracy" and found else found:
+                for curve in curves:
                     seconds, errors = zip(*(pair[:2] for pair in curve), strict=True)
-                    label = (
-                        f"pinnsketch, {method}"
-                        if methods is ours
-                        else "pinnsketch, adam, lbfgs"
-                        if method == "pinnsketch"
-                        else method
-                    )
-                    color = f"C{len({line.get_gid() for line in axes.lines if line.get_gid() != label}) % 10}"
-                    axes.loglog(
-                        seconds, errors, style, lw=0.9, ms=3, color=color, label=None if k else label, gid=label,
-                    )  # fmt: skip
+                    (handles[label],) = axes.loglog(seconds, errors, style, lw=0.9, ms=4, color=f"C{k}")
         axes.set_title(name, fontsize=10)
-        axes.legend(fontsize=5, framealpha=0.4)
         axes.grid(alpha=0.3)
         axes.set(xlabel="seconds", ylabel="relative L2 error")
+    kept = [label for label in SHOWN if label in handles]
+    drawn.legend([handles[label] for label in kept], kept, loc="outside lower center", ncols=5)
     drawn.savefig(out.with_name("beside.png"), dpi=110)
     print(f"Drawn in {out.with_name('beside.png')}")
 
