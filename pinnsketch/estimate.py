@@ -233,7 +233,8 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
     if a.shape[0] < a.shape[1]:
         raise ProblemError(f"the problem has {a.shape[0]} residuals in all, at data: too few to tell")
     space, columns = _Space(a), network.columns(x)
-    stability, c = space.stability(columns), torch.zeros_like(r[: a.shape[1]])
+    free = space.free(len(trial.slopes()))
+    stability, c = inf if any(free) else space.stability(columns), torch.zeros_like(r[: a.shape[1]])
     with torch.no_grad():
         start, u = parameters_to_vector(parameters), trial(x)
 
@@ -253,7 +254,7 @@ def estimate(trial: Trial, task: Collocation) -> Estimate:
         c, left = tried, after
         e, off, size = error(c)
         limit = min(limit, _over(off + stability * after, size))
-    shifts = c[len(c) - len(trial.slopes()) :].tolist()
+    shifts = [inf if unknown else shift for shift, unknown in zip(c[len(c) - len(free) :].tolist(), free, strict=True)]
     return Estimate(
         correction=_over(off, size),
         limit=max(limit, _over(off, size)),
@@ -314,8 +315,14 @@ class _Space:
 
     def __init__(self, a: Tensor) -> None:
         self._q, r = torch.linalg.qr(a)
+        self._last = (r.diagonal().abs() / r.norm(dim=0).clamp(min=torch.finfo(r.dtype).tiny)).flip(0)
+        """How far each column is from the span of those before it, over its length, the last one first."""
         self._inner, self._t, self._order = qr(r.double().cpu().numpy(), pivoting=True)
         self._sizes = np.abs(np.diag(self._t))
+
+    def free(self, count: int) -> list[bool]:
+        """Which of the last columns, those of coefficients, the ones before can stand for: no residual says what these are."""
+        return (self._last[:count] < SURE).tolist()[::-1]
 
     def _rank(self, cut: float) -> int:
         return int((self._sizes > cut * self._sizes[0]).sum())

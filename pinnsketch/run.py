@@ -6,7 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from math import log
+from math import inf, isfinite, log
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +226,8 @@ class Run(Running):
             found: float | None = error["overall"]
         elif _power(step.index) > _power(step.index - self.config.train.log) or step.last:
             with self.course.settings():
-                found = estimated(self.trial, self.task).get("correction")
+                guess = estimated(self.trial, self.task)
+            found = guess.get("correction") if isfinite(guess.get("limit", inf)) else None
         else:
             return
         if found is not None and found <= until:

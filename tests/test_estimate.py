@@ -1,11 +1,13 @@
 """The estimate of a solution's error: against true errors, and its constant against a spectral computation."""
 
+from math import exp, isfinite
+
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import eigh
 
-from pinnsketch import Box, Data, Problem, Term, solve
+from pinnsketch import Box, Data, Problem, Term, Unknown, solve
 from pinnsketch.collocation import Collocation
 from pinnsketch.estimate import estimate
 from pinnsketch.library import find_problem, load_problem
@@ -152,6 +154,17 @@ def chebyshev(n):
     moments = [0.0 if j % 2 else 2 / (1 - j * j) for j in k]
     weights = np.linalg.solve(np.cos(np.outer(k, np.arccos(x))), moments)
     return (x + 1) / 2, 2 * d, weights / 2
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_of_a_coefficient_that_no_residual_determines_nothing_is_known(seen):
+    line = Box(t=(0, 1))
+    terms = {"decay": Term(line.interior, lambda u, rate: u.t + rate * u), "start": Term(line.start("t"), lambda u: u - 1)}
+    if seen:
+        terms["seen"] = Term(Data({"t": [0.5], "v": [exp(-1)]}), lambda u, v: u - v)
+    trial, task = untrained(Problem(line, "u", terms, parameters={"rate": Unknown(1.5)}))
+    found = estimate(trial, task)
+    assert isfinite(found.limit) == isfinite(found.coefficients["rate"]) == isfinite(found.stability) == seen
 
 
 @pytest.mark.parametrize("weight", [1.0, 100.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -29,7 +30,9 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     if "why" in guess:
         table.add_row("estimated relative L2 error", f"- ({guess['why']})")
     elif guess:
-        table.add_row("estimated relative L2 error", f"{number(guess['correction'])}, at most {number(guess['limit'])}")
+        free = [name for name, off in guess["coefficients"].items() if not isfinite(float(off))]
+        most = f"no residual says what {' and '.join(free)} is" if free else f"at most {number(guess['limit'])}"
+        table.add_row("estimated relative L2 error", f"{number(guess['correction'])}, {most}")
     for name, found in metrics["unknowns"].items():
         off = f", off by {100 * found['relative_error']:.2g} %" if found["relative_error"] is not None else ""
         table.add_row(name, f"{found['estimate']:.5g}{off}")
