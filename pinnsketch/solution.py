@@ -147,14 +147,16 @@ class Solution:
         """Read a saved solution; no code in the file can run.
 
         Args:
-            path: what `save` wrote.
+            path: what `save` wrote, or the folder of a run.
             network: the module that was trained, where it was your own and not one that a config describes.
             problem: where it has an enrichment, whose functions are not in the file.
 
         Raises:
             CheckpointError: if the file is no saved solution.
         """
-        state = checkpoint.load(Path(path))
+        path = Path(path)
+        path = path / "model.pt" if path.is_dir() else path
+        state = checkpoint.load(path)
         if "names" not in state or "state" not in state:
             raise checkpoint.CheckpointError(f"{path} holds no solution; a run folder has it in model.pt.")
         if network is None and state["network"] is None:

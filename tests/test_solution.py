@@ -14,6 +14,7 @@ from pinnsketch import Box, Data, Problem, Solution, Term, Unknown, checkpoint, 
 from pinnsketch.checkpoint import CheckpointError
 from pinnsketch.config import ConfigError
 from pinnsketch.problem import ProblemError
+from pinnsketch.report.figures import _colors
 
 # torch says this once in a process: see test_cli.py, test_a_run_with_an_unknown_coefficient_warns_of_nothing
 FAST = {
@@ -239,7 +240,7 @@ def test_a_plot_of_a_system_has_a_row_for_each_unknown(flow):
 
 def test_a_plot_of_a_solution_that_was_loaded_shows_what_it_can(plane, tmp_path):
     plane.save(tmp_path / "model.pt")
-    figure = Solution.load(tmp_path / "model.pt").plot()
+    figure = Solution.load(tmp_path).plot()  # as the folder of a run has it
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["u, found"]
 
 
@@ -419,3 +420,20 @@ def test_a_config_of_ones_own_in_the_folder_is_not_written_over(tmp_path, overwr
     with pytest.raises(ValueError, match=r"holds config\.yaml, but no run: a run would write over it\. Choose another folder"):
         fast(box(1), out=tmp_path, overwrite=overwrite)
     assert (tmp_path / "config.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("far", "ends"),
+    [((), "neither"), ((1e12,), "max"), ((-1e12,), "min"), ((1e12, -1e12, np.nan, np.inf), "both"), ((3.0,), "neither")],
+)
+def test_colours_of_a_map_leave_out_what_lies_far_beyond_all_else(far, ends):
+    norm, beyond = _colors(np.array([*np.linspace(0, 1, 1000), *far]))
+    assert beyond == ends
+    assert -1.1 < norm.vmin <= 0
+    assert norm.vmax == (3 if 3.0 in far else pytest.approx(1 if ends in ("neither", "min") else 2, abs=0.05))
+
+
+def test_colours_of_a_map_of_one_value_are_there():
+    for values in (np.zeros(9), np.full(9, np.nan), np.array([0.0] * 999 + [1.0])):
+        _, beyond = _colors(values)
+        assert beyond == "neither"

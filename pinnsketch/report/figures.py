@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.tri import Triangulation
 
@@ -20,6 +21,8 @@ from pinnsketch.solution import Solution, Values
 
 RESOLUTION = 161
 """Points along each axis of a map."""
+FEW, FAR = 0.01, 10.0
+"""A share of the values at either end; they are one colour if they lie so many times the range of all others beyond it."""
 WORDS = {"x": "x", "y": "y", "z": "z", "t": "time t"}
 
 
@@ -127,13 +130,26 @@ def _map(axes: Axes, names: tuple[str, ...], x: Values, values: Values, title: s
     error = "|" in title
     half = np.ptp(x[:, :2], axis=0) / (RESOLUTION - 1) / 2  # of the pixel around each point
     (left, low), (right, high) = x[0, :2] - half, x[-1, :2] + half
+    norm, beyond = _colors(values)
     image = axes.imshow(
         np.ma.masked_invalid(values).reshape(RESOLUTION, RESOLUTION).T, cmap="magma" if error else "viridis", origin="lower",
-        aspect="auto", interpolation="nearest", extent=(left, right, low, high),
+        aspect="auto", interpolation="nearest", extent=(left, right, low, high), norm=norm,
     )  # fmt: skip
-    axes.figure.colorbar(image, ax=axes, fraction=0.07, pad=0.05, format="%.1e" if error else None)
+    axes.figure.colorbar(image, ax=axes, fraction=0.07, pad=0.05, format="%.1e" if error else None, extend=beyond)
     axes.set(title=title, xlabel=_label(names[0]), ylabel=_label(names[1]))
     axes.title.set_fontsize(10)
+
+
+def _colors(values: Values) -> tuple[Normalize, str]:
+    """The range that colours stand for, and at which ends a bar of them has an arrow, since a few values lie far beyond."""
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return Normalize(), "neither"
+    low, first, last, high = np.quantile(known, (0, FEW, 1 - FEW, 1))
+    width = last - first
+    below, above = 0 < FAR * width < first - low, 0 < FAR * width < high - last
+    ends = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
+    return Normalize(first - width if below else low, last + width if above else high), ends[below, above]
 
 
 def _scattered(axes: Axes, names: tuple[str, ...], places: Values, values: Values, title: str) -> None:
@@ -144,8 +160,9 @@ def _scattered(axes: Axes, names: tuple[str, ...], places: Values, values: Value
         return
     error, triangles = "|" in title, Triangulation(*places.T)
     axes.margins(0)
-    mesh = axes.tripcolor(triangles, values, cmap="magma" if error else "viridis", shading="gouraud", rasterized=True)
-    axes.figure.colorbar(mesh, ax=axes, format="%.1e" if error else None)
+    (norm, beyond), colors = _colors(values), "magma" if error else "viridis"
+    mesh = axes.tripcolor(triangles, values, cmap=colors, norm=norm, shading="gouraud", rasterized=True)
+    axes.figure.colorbar(mesh, ax=axes, format="%.1e" if error else None, extend=beyond)
     axes.set(title=title, xlabel=_label(names[0]), ylabel=_label(names[1]))
     axes.title.set_fontsize(10)
 
