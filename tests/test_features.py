@@ -11,6 +11,7 @@ from torch import nn, sin
 
 from pinnsketch import Box, Problem, Solution, Stage, Term, Unknown, solve, train
 from pinnsketch.collocation import Collocation
+from pinnsketch.collocation.residuals import Plan
 from pinnsketch.config import ConfigError, make_config
 from pinnsketch.derivatives import Nested
 from pinnsketch.features import Features, windows
@@ -18,6 +19,7 @@ from pinnsketch.jets import Jet, Jets, Streams, of_points
 from pinnsketch.library import load_problem
 from pinnsketch.methods.least_squares import Weights, evaluate, gauss_newton, is_affine, least_squares, rounding
 from pinnsketch.network import MLP
+from pinnsketch.problem import ProblemError
 from pinnsketch.run import Run
 from pinnsketch.trial import Trial
 
@@ -320,6 +322,23 @@ def test_near_a_solution_residuals_are_traced_with_noise_in_the_weights_since_ro
         plan = task.plans.of(run.trial, block)
         assert plan.streams is not None, plan.why
         assert plan.apart
+    assert all(torch.equal(value, before[name]) for name, value in run.trial.state_dict().items())
+
+
+@pytest.mark.parametrize("noisy", [Plan(apart=False, why="the results differ"), ProblemError("no root there")])
+def test_a_trace_with_noise_that_tells_less_than_the_one_without_is_not_used(monkeypatch, noisy):
+    run = poisson(points={"interior": 50, "boundary": 20})
+    task, found = Collocation(run.task.problem, interior=20, boundary=20), [Plan(why="no rule for it", apart=True), noisy]
+
+    def trace(plans, trial, block):
+        if isinstance(found[0], Exception):
+            raise found.pop(0)
+        return found.pop(0)
+
+    monkeypatch.setattr("pinnsketch.collocation.plans.Plans._trace", trace)
+    before = deepcopy(run.trial.state_dict())
+    assert task.plans.of(run.trial, task.batch()[0]) == Plan(why="no rule for it", apart=True)
+    assert not found
     assert all(torch.equal(value, before[name]) for name, value in run.trial.state_dict().items())
 
 

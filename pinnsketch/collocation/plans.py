@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -43,8 +43,8 @@ class Plans:
             with exact(trial.network):
                 plan = self._trace(trial, block)
                 if plan.streams is None or not plan.apart:  # near a solution, rounding may be all that is left of a residual
-                    with shaken(trial):
-                        plan = self._trace(trial, block)
+                    with shaken(trial), suppress(ProblemError):
+                        plan = max(plan, self._trace(trial, block), key=lambda found: (found.apart, found.streams is not None))
             plans[block.terms] = plan
             self._say_why(block, plan)
         return plans[block.terms]
