@@ -525,3 +525,25 @@ def test_a_slab_is_not_judged_beside_the_losses_of_those_before_nor_a_solve_by_i
     network, points = {"kind": "features", "width": 40, "depth": None}, {"interior": 200, "boundary": 40, "test": 400}
     solved = go(made(None, 4, LEAST, network=network, points=points, monitor={"every": 1}))
     assert solved.course.health, solved.course.health.findings
+
+
+def test_features_in_the_next_slab_begin_where_the_last_ones_ended_beside_a_lift_too():
+    box = Box(x=(0, 1), t=(0, 1))
+    terms = {
+        "decay": Term(box.interior, lambda u, x: u.t + u - x.sin()),
+        "start": Term(box.start("t"), lambda u, x: u - 3 * x),
+    }
+    problem = Problem(box, "u", terms, lift={"u": lambda x, t: 5 * (x * t).exp()})
+    config = {
+        "problem": "decay.py",
+        "network": {"kind": "features", "width": 60, "slabs": 2},
+        "points": {"interior": 200, "boundary": 40},
+        "train": {"method": "features"},
+        "monitor": False,
+    }
+    run = Run(problem, make_config(config))
+    next(step for step in run if step.method == "next_slab")
+    x = torch.cartesian_prod(torch.linspace(0, 1, 9, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64))
+    with torch.no_grad():
+        before, after = (network(x) for network in run.trial.network.networks)
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)

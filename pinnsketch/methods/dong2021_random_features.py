@@ -12,7 +12,7 @@ finer by sqrt 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Any
@@ -139,7 +139,7 @@ class RandomFeatures:
         if fit.weights is not None:
             found.fill(fit.weights)
         elif not self._affine:
-            _fit(network, objective.model.network, torch.cat([block.x for block in objective.batch]).to(network.radius.dtype))
+            fit_to(network, objective.model.network, torch.cat([block.x for block in objective.batch]).to(network.radius.dtype))
         return found
 
     def _present(self, model: Any) -> Fit:
@@ -236,8 +236,8 @@ class RandomFeatures:
         self._best, self._now = (None if state[name] is None else Fit(**state[name]) for name in ("best", "now"))
 
 
-def _fit(network: Features, other: Features, x: Tensor) -> None:
-    """Let a network be near another at points `(n, d)`."""
+def fit_to(network: Features, other: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Let a network be near a function of points `(n, d)` at these."""
     with torch.no_grad():
         values = other(x) if network.singular is None else other(x) - network.singular(x)
         features = torch.cat([network.hidden(x), torch.ones_like(values[:, :1])], dim=1)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pinnsketch.features import Features
 from pinnsketch.jets import held
-from pinnsketch.methods.least_squares import least_squares
+from pinnsketch.methods.dong2021_random_features import fit_to
 from pinnsketch.methods.method import Evaluation, Objective
 from pinnsketch.methods.next_part import NextPart, expect_more
 from pinnsketch.methods.patch_system import PatchSystem
@@ -68,15 +68,10 @@ def _follow(slabs: Slabs, before: nn.Module, task: Any, model: Any, x: Tensor) -
             for p, q in zip(new.parameters(), before.parameters(), strict=True):
                 p.copy_(q)
             return
-        x = x.to(new.radius)
-        values = ended(x)
         assert isinstance(before, Features)
         new.radius.copy_(before.radius)
         some = new.first(before.used)
-        features = torch.cat([some.hidden(x), torch.ones_like(values[:, :1])], dim=1)
-        for k, column in enumerate(values.unbind(1)):
-            found = least_squares(features, column)
-            some.output.weight[k], some.output.bias[k] = found[:-1], found[-1]
+        fit_to(some, ended, x.to(new.radius))
         new.take(some)
 
 
