@@ -3,8 +3,9 @@
 A row is the median over seeds of the relative L2 error that a method has reached after so many seconds of training, against a
 closed form, or a reference whose own error is given. Set-up is part of the time; imports, the start of a GPU and
 measurements of the error are not. Each training has two threads on a CPU; on a GPU the natural gradient has four times the
-points. Features that hold the solution are marked `sin` (sines for a sine solution) and `enriched`; `slabs` are of time, one
-network for each, trained one after another (their error is of all times, and large until the last slab).
+points. Features that hold the solution are marked `sin` (sines for a sine solution) and `enriched`; `held ends` are those of an
+ansatz; `slabs` are of time, one network for each, trained one after another (their error is of all times, and large until the
+last slab).
 
     python benchmarks/accuracy.py [--quick] [--device cuda] [--jobs N] [--only PATTERN] [--seeds N] [--out FILE]
 """
@@ -29,6 +30,7 @@ from pinnsketch import Box, Problem, Term
 from pinnsketch.config import make_config
 from pinnsketch.library import find_problem, load_problem
 from pinnsketch.run import Run
+from pinnsketch.workplace import device_of
 
 Options = Mapping[str, Any]
 Curve = list[tuple[float, float]]
@@ -206,9 +208,11 @@ def lasting(width: int, slabs: int, interior: int, boundary: int, steps: int) ->
     return marching(staged(natural(width, 4, interior, boundary, steps=steps), steps), slabs)
 
 
-def short(width: int, slabs: int, patience: int) -> Options:
+def short(
+    width: int, slabs: int, patience: int, depth: int = 4, interior: int = 400, boundary: int = 100, **options: Any
+) -> Options:
     """Many slabs of time, each of which ends when its loss falls slowly."""
-    return marching(natural(width, 4, 400, 100, steps=60, patience=patience), slabs)
+    return marching(natural(width, depth, interior, boundary, steps=300, patience=patience, **options), slabs)
 
 
 AUTO: dict[str, Options] = {"auto": {"train": {"method": "auto"}}}
@@ -357,6 +361,18 @@ CASES: dict[str, Case] = {
         },
         60, MINUTE, "8e-6 trained (SOAP)",
     ),
+    "wave, c = 2, held ends": Case(
+        shipped("wave", hard=True),
+        weighted(
+            {
+                "natural_gradient 3x20, 16 slabs": short(20, 16, 6, 3, 800, 200),
+                "natural_gradient 3x20, 12 slabs": short(20, 12, 6, 3, 800, 200),
+                "natural_gradient 4x50, two stages": staged(natural(50, 4, 1500, 300), 200),
+            },
+            shape=1e5, rest=1e3,
+        ),
+        60, MINUTE, "8e-6 trained (SOAP)",
+    ),
     "convection, beta = 30": Case(
         shipped("convection"),
         {
@@ -481,6 +497,7 @@ def one(name: str, way: str, seed: int, device: str, seconds: float) -> Curve:
     import_module("torch.fx.experimental.symbolic_shapes")  # by the first gradient; like all imports not part of the time
 
     if device == "cuda":
+        device_of(device)
         torch.linalg.cholesky(
             torch.eye(8, device=device, dtype=torch.float64) @ torch.eye(8, device=device, dtype=torch.float64)
         )

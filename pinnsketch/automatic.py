@@ -110,7 +110,8 @@ def choose(
         why = "others need one precision throughout" if mixed else why
         train = [{"method": "adam", "steps": 500}, {"method": "lbfgs", "steps": 2000}]
         return _filled(config, {"train": {"schedule": train}}), f"Adam and L-BFGS: {why}", None
-    solved = _solved(task.problem, linear) if free and (enriched or config.precision == "float64") else []
+    solvable = free and not problem.ansatz and (enriched or config.precision == "float64")
+    solved = _solved(task.problem, linear) if solvable else []
     until, said, limits = config.train.until, list[str](), [inf]
     standing = list[tuple[Candidate, Tried]]()
     for candidate in solved if solved and enriched else (*solved, network):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pinnsketch.ansatz import Ansatz
+
 FASTEST = 32.0
 """Factor of the fastest unit in the first layer of a later stage."""
 
@@ -23,6 +25,7 @@ class Multistage(nn.Module):
     Args:
         networks: of each stage, which map points `(n, d)` to values `(n, m)`.
         generator: draws the centres.
+        ansatz: what the sum is made into, or None.
 
     Maps points `(n, d)` to values `(n, m)`.
     """
@@ -30,9 +33,11 @@ class Multistage(nn.Module):
     sizes: Tensor
     """size_k by output, `(stages, m)`."""
 
-    def __init__(self, networks: Sequence[nn.Module], generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, networks: Sequence[nn.Module], generator: torch.Generator | None = None, ansatz: Ansatz | None = None
+    ) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(networks)
+        self.ansatz, self.networks = ansatz, nn.ModuleList(networks)
         bias = [*networks[0].parameters()][-1].detach()
         self.register_buffer("sizes", torch.ones(len(networks), len(bias), dtype=bias.dtype))
         for network in networks[1:]:
@@ -53,7 +58,7 @@ class Multistage(nn.Module):
         found = self.networks[0](x)
         for k in range(1, self.stage + 1):
             found = found + self.sizes[k] * self.networks[k](x)
-        return found
+        return found if self.ansatz is None else self.ansatz(found, x)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.stage)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pinnsketch.ansatz import Ansatz
 from pinnsketch.blank import blank
 from pinnsketch.features import Features
 from pinnsketch.multistage import Multistage
@@ -39,6 +40,7 @@ class MLP(nn.Module):
         activation: a name in ACTIVATIONS.
         frequency: factor of the first layer's initial weights; above 1 the network starts with faster oscillations, as
             Sitzmann et al. (2020) start theirs.
+        ansatz: what outputs are made into, or None.
         generator: draws the weights; equal generators give equal networks.
         dtype: of all parameters.
 
@@ -56,6 +58,7 @@ class MLP(nn.Module):
         frequency: float = 1.0,
         periodic: Sequence[int] = (),
         harmonics: int = 1,
+        ansatz: Ansatz | None = None,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
@@ -63,7 +66,7 @@ class MLP(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"There is no activation {activation!r}; the activations are {', '.join(ACTIVATIONS)}.")
         self.inputs = Periodic(bounds, periodic, harmonics, dtype)
-        self._activation = ACTIVATIONS[activation]
+        self._activation, self.ansatz = ACTIVATIONS[activation], ansatz
         sizes = [self.inputs.inputs, *[width] * depth, outputs]
         self.layers = nn.ModuleList(blank(nn.Linear, a, b, dtype=dtype) for a, b in pairwise(sizes))
         for p in self.layers.parameters():
@@ -75,7 +78,8 @@ class MLP(nn.Module):
         y = self.inputs(x)
         for layer in self.layers[:-1]:
             y = self._activation(layer(y))
-        return self.layers[-1](y)
+        y = self.layers[-1](y)
+        return y if self.ansatz is None else self.ansatz(y, x)
 
 
 KINDS: dict[str, type[nn.Module]] = {"mlp": MLP, "features": Features, "patches": Patches}
@@ -83,7 +87,7 @@ KINDS: dict[str, type[nn.Module]] = {"mlp": MLP, "features": Features, "patches"
 
 def options_of(kind: str) -> dict[str, Any]:
     """What can be said of a kind of network in a config, with its defaults."""
-    given = {"bounds", "outputs", "periodic", "enrichment", "lift", "generator", "dtype"}
+    given = {"bounds", "outputs", "periodic", "enrichment", "lift", "ansatz", "generator", "dtype"}
     found = signature(KINDS[kind].__init__).parameters.values()
     options = {p.name: p.default for p in found if p.default is not Parameter.empty and p.name not in given}
     return options | {"slabs": 1} | ({"stages": 1} if KINDS[kind] is MLP else {})
@@ -99,6 +103,7 @@ def build(
     lift: Callable[[Tensor], Tensor] | None = None,
     periodic: Sequence[str] = (),
     time: str | None = None,
+    ansatz: Ansatz | None = None,
     **more: Any,
 ) -> nn.Module:
     """A network as a config describes it: numbers by coordinate in the order of these; `more`: generator and dtype.
@@ -106,7 +111,7 @@ def build(
     Slabs are those of the coordinate `time`.
 
     Raises:
-        ValueError: if a coordinate is not known, the kind takes no enrichment, or there is no time for slabs.
+        ValueError: if a coordinate is not known, the kind takes no enrichment or no ansatz, or there is no time for slabs.
     """
     given = {name: value for name, value in options.items() if value is not None}
     given["periodic"] = tuple(axis for axis, name in enumerate(coordinates) if name in periodic)
@@ -123,11 +128,14 @@ def build(
                 f"{kind}."
             )
         given |= {"enrichment": enrichment, "lift": lift}
+    if ansatz is not None and KINDS[kind] is not MLP:
+        raise ValueError(f"The problem has an ansatz, which networks of kind mlp take; got the kind {kind}.")
     stages, slabs = given.pop("stages", 1), given.pop("slabs", 1)
 
     def staged(bounds: Tensor) -> nn.Module:
-        networks = [KINDS[kind](bounds, outputs, **given, **more) for _ in range(stages)]
-        return networks[0] if stages == 1 else Multistage(networks, more.get("generator"))
+        shape = {"ansatz": ansatz} if ansatz is not None and stages == 1 else {}
+        networks = [KINDS[kind](bounds, outputs, **given, **shape, **more) for _ in range(stages)]
+        return networks[0] if stages == 1 else Multistage(networks, more.get("generator"), ansatz)
 
     if slabs != 1:
         if time is None:

@@ -94,10 +94,9 @@ class Run(Running):
             device=device,
         )
         warnings = self.task.check(self.trial)
-        if network is not None and problem.enriched:
-            warnings.append(
-                "the problem's enrichment is left out: it is for networks of kind features or patches, not for one of your own."
-            )
+        if network is not None and (problem.enriched or problem.ansatz):
+            what, kind = ("enrichment", "features or patches") if problem.enriched else ("ansatz", "mlp")
+            warnings.append(f"the problem's {what} is left out: it is for networks of kind {kind}, not for one of your own.")
         for stage in schedule:
             self.task.put(stage.parameters)  # refuses what the problem does not read
         if schedule[-1].parameters:
@@ -341,6 +340,7 @@ def build_network(config: RunConfig, problem: Problem, generator: torch.Generato
         problem.lifting,
         problem.domain.periodic,
         time_of(problem) if config.network.slabs != 1 else None,
+        problem.shaping,
         generator=generator,
         dtype=torch.float64 if config.precision == "float64" else torch.float32,
     )

@@ -51,7 +51,7 @@ class Solution:
         health: Health | None = None,
     ) -> None:
         self.trial, self.metrics, self.problem, self.task, self._network = trial, dict(metrics), problem, task, network
-        self._names, self._enriched = dict(names or {}), enriched or bool(problem and problem.enriched)
+        self._names, self._enriched = dict(names or {}), enriched or bool(problem and (problem.enriched or problem.ansatz))
         if problem is not None:
             self._names = {
                 "coordinates": list(problem.coordinates),
@@ -149,7 +149,7 @@ class Solution:
         Args:
             path: what `save` wrote, or the folder of a run.
             network: the module that was trained, where it was your own and not one that a config describes.
-            problem: where it has an enrichment, whose functions are not in the file.
+            problem: where it has an ansatz or an enrichment, whose functions are not in the file.
 
         Raises:
             CheckpointError: if the file is no saved solution.
@@ -164,14 +164,14 @@ class Solution:
         enriched = bool(state.get("enriched", False))
         if network is None and enriched and problem is None:
             raise checkpoint.CheckpointError(
-                f"{path} was trained with an enrichment: give its problem, as in load(path, problem=p)."
+                f"{path} was trained with an ansatz or an enrichment: give its problem, as in load(path, problem=p)."
             )
         if network is None:
             options, dtype = dict(state["network"]), getattr(torch, state["precision"])
             names = state["names"]
             bounds = torch.tensor(names["bounds"], dtype=torch.float64)
             functions = (problem.enriching, problem.lifting) if problem else ((), None)
-            place = names.get("periodic", ()), names.get("time")
+            place = names.get("periodic", ()), names.get("time"), problem.shaping if problem else None
             described = names["coordinates"], len(names["unknowns"]), *functions, *place
             network = build(options.pop("kind"), options, bounds, *described, dtype=dtype)
         trial = Trial(network)

@@ -8,6 +8,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from pinnsketch.ansatz import Ansatz
 from pinnsketch.enrichment import Enrichment
 from pinnsketch.problem import ProblemError, Unknown
 
@@ -65,9 +66,9 @@ class Trial(nn.Module):
         return found
 
     def put(self, parameters: Mapping[str, float]) -> None:
-        """Give fields that the network is enriched with other values of some parameters of the problem."""
+        """Give the ansatz, or fields that the network is enriched with, other values of some parameters of the problem."""
         for part in self.modules():
-            if isinstance(part, Enrichment):
+            if isinstance(part, (Ansatz, Enrichment)):
                 part.put(parameters)
 
     def values(self) -> dict[str, float]:

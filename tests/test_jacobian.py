@@ -254,25 +254,38 @@ def near(found, expected):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("most", [0, 2**26], ids=["by outer products", "by rows that are held"])
 @settings(max_examples=60, deadline=None)
-@given(maps())
-def test_products_and_norms_are_those_of_the_dense_matrix(drawn):
+@given(drawn=maps())
+def test_products_and_norms_are_those_of_the_dense_matrix(most, drawn):
     found, dense, generator = drawn
     v, w = (torch.randn(size, dtype=F64, generator=generator) for size in (dense.shape[1], dense.shape[0]))
     assert found.shape == dense.shape
+    with mock.patch("pinnsketch.jets.jacobian.HELD", most):
+        assert (found.held is None) == (most == 0)
     near(found.dense(), dense)
     near(found.times(v), dense @ v)
     near(found.transposed(w), dense.T @ w)
     near(found.norms(), dense.norm(dim=1))
 
 
+@pytest.mark.parametrize("most", [0, 2**26], ids=["by outer products", "by rows that are held"])
 @pytest.mark.parametrize("passes", [-(10**9), 100, 10**9], ids=["by channels", "as it is", "by rows"])
 @settings(max_examples=40, deadline=None)
 @given(drawn=maps())
-def test_the_gram_matrix_is_that_of_the_dense_matrix_either_way(passes, drawn):
+def test_the_gram_matrix_is_that_of_the_dense_matrix_either_way(passes, most, drawn):
     found, dense, _ = drawn
-    with mock.patch("pinnsketch.jets.outer.PASSES", passes):
+    with mock.patch("pinnsketch.jets.outer.PASSES", passes), mock.patch("pinnsketch.jets.jacobian.HELD", most):
         near(found.gram(), dense @ dense.T)
+
+
+def test_rows_are_held_where_layers_are_narrow_and_not_where_channels_spare_much_of_a_kernel():
+    generator = torch.Generator().manual_seed(0)
+    for width, held in ((10, True), (200, False)):
+        x, g = (torch.randn(shape, dtype=F64, generator=generator) for shape in ((2, 5, width), (2, 1, 5, width)))
+        jacobian = Jacobian([(torch.ones(5, dtype=F64), {0: Outer(x, g)})], [torch.Size((width, width))])
+        assert (jacobian.held is not None) == held
+        near(jacobian.gram(), jacobian.dense() @ jacobian.dense().T)
 
 
 @pytest.mark.parametrize("held", [1, 2**26], ids=["point by point", "at once"])

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "pinnsketch"
 PROBLEMS = sorted((ROOT / "problems").glob("*.py"))
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "problem" in read_yaml(path, "problem: NAME")]
 TIERS = [
-    {"sketch", "derivatives", "jets", "geometry", "graphed", "blank"},
+    {"sketch", "derivatives", "jets", "geometry", "graphed", "blank", "ansatz"},
     {"periodic", "enrichment", "features", "multistage", "patches", "slabs"},
     {"field", "points", "network", "gauges", "layers"},
     {"problem"},

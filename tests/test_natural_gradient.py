@@ -181,4 +181,4 @@ def test_on_a_gpu_its_functions_are_replayed_and_give_what_they_give_one_by_one(
             with torch.no_grad():
                 for p in parameters:
                     p.mul_(0.9)
-        assert replayed._captured is not None
+        assert replayed._replay.captured is not None

@@ -91,7 +91,7 @@ class Plans:
             found = Jacobian([(columns.T.flatten(), rows)], [p.shape for p in parameters]).transposed(w.T.flatten())
         except torch.OutOfMemoryError:
             raise
-        except (NoRule, RuntimeError):
+        except (NoRule, RuntimeError, ValueError):
             return False
         return agree(found, torch.cat([g.flatten() for g in expected]), trial.dtype)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from pinnsketch.jets.outer import Basis, Outer
-from pinnsketch.jets.squares import add_columns_by_columns
+from pinnsketch.jets.squares import add_columns_by_columns, rows_by_rows
 
 HELD = 2**26
 """Numbers of a Jacobian that are held at a time."""
+SPARED = 0.25
+"""Share of a kernel's work that channels must spare for rows not to be made."""
 
 
 class Jacobian:
@@ -35,6 +38,14 @@ class Jacobian:
     def shape(self) -> tuple[int, int]:
         return sum(self._rows), sum(self._sizes)
 
+    @cached_property
+    def held(self) -> Tensor | None:
+        """All entries, where they are few, and a kernel by channels would spare little: layers that are narrow."""
+        sizes = [(n * n, outer) for n, block in zip(self._rows, self._blocks, strict=True) for outer in block.values()]
+        work, spared = (sum(n * f(outer) for n, outer in sizes) for f in (Outer.by_rows, Outer.spared))
+        rows, columns = self.shape
+        return self.dense() if rows * columns <= HELD and spared <= SPARED * work else None
+
     def dense(self) -> Tensor:
         """All entries, `(N, P)`."""
         found = self._zeros(*self.shape)
@@ -46,11 +57,15 @@ class Jacobian:
 
     def times(self, v: Tensor) -> Tensor:
         """J v, `(N,)`, for a change v `(P,)` of the parameters."""
+        if self.held is not None:
+            return self.held @ v
         parts = v.split(self._sizes)
         return self._by_block(lambda k, outer: outer.times(parts[k]))
 
     def transposed(self, w: Tensor) -> Tensor:
         """J^T w, `(P,)`, for weights w `(N,)` of the residuals."""
+        if self.held is not None:
+            return w @ self.held
         found = [self._zeros(size) for size in self._sizes]
         for block, part in zip(self._blocks, w.split(self._rows), strict=True):
             for k, outer in block.items():
@@ -59,6 +74,8 @@ class Jacobian:
 
     def gram(self) -> Tensor:
         """J J^T, `(N, N)`."""
+        if self.held is not None:
+            return rows_by_rows(self.held)
         blocks, found = list(zip(self._rows, self._blocks, strict=True)), dict[tuple[int, int], Tensor]()
         for i, a in enumerate(blocks):
             for j, b in enumerate(blocks[i:], start=i):
@@ -70,6 +87,9 @@ class Jacobian:
         """J^T J, `(P, P)`, of rows that are made piece by piece."""
         size = self.shape[1]
         found = self._zeros(size, size)
+        if self.held is not None:
+            add_columns_by_columns(found, self.held)
+            return _mirrored(found)
         for n, block in zip(self._rows, self._blocks, strict=True):
             points = next((outer.g.shape[2] for outer in block.values()), n)
             each = max(1, HELD // (size * (n // points)))
@@ -78,7 +98,7 @@ class Jacobian:
                 part = {k: outer.part(start, end) for k, outer in block.items()}
                 rows = Jacobian([(self._like.new_empty((end - start) * (n // points)), part)], self._shapes).dense()
                 add_columns_by_columns(found, rows)
-        return found.triu_().add_(found.triu(1).T)
+        return _mirrored(found)
 
     def square(self) -> Tensor:
         """J J^T or J^T J, whichever is smaller."""
@@ -112,3 +132,8 @@ class Jacobian:
 
     def _zeros(self, *shape: int) -> Tensor:
         return self._like.new_zeros(shape)
+
+
+def _mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrix of which this holds the part on and above the diagonal."""
+    return upper.triu_().add_(upper.triu(1).T)

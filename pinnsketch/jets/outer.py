@@ -73,6 +73,20 @@ class Outer:
         """(o, i) of the parameter."""
         return self.g.shape[-1], self.x.shape[-1] if self.columns is None else self.inputs
 
+    def by_rows(self) -> int:
+        """Products that an entry of a kernel takes by rows."""
+        o, i = self.shape
+        return o * i
+
+    def by_channels(self, other: Outer) -> int:
+        """The same by channels."""
+        (o, i), channels = self.shape, len(self.g) * len(other.g)
+        return channels * (o + i + PASSES)
+
+    def spared(self) -> int:
+        """How many fewer these are, of products with its own rows."""
+        return 0 if self.columns is not None else max(0, self.by_rows() - self.by_channels(self))
+
     def rows(self) -> Tensor:
         """`(c n, o i)`."""
         o, i = self.shape
@@ -112,8 +126,8 @@ class Outer:
 
     def gram(self, other: Outer) -> Tensor:
         """Inner products with another's rows, `(c n, c' n')`, by channels or by rows, whichever moves fewer numbers."""
-        (s, c, n, o), (t, c2, n2, _), i = self.g.shape, other.g.shape, self.x.shape[-1]
-        if s * t * (o + i + PASSES) > o * i or self.columns is not None or other.columns is not None:
+        (s, c, n, _), (t, c2, n2, _) = self.g.shape, other.g.shape
+        if self.by_channels(other) > self.by_rows() or self.columns is not None or other.columns is not None:
             return rows_by_rows(self.rows()) if other is self else self.rows() @ other.rows().T
         found = self.g.new_zeros(c, n, c2, n2)
         for k in range(s):

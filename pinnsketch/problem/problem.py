@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pinnsketch.ansatz import Ansatz
 from pinnsketch.geometry.shape import Region, Shape
 from pinnsketch.problem.data import Data
 from pinnsketch.problem.error import ProblemError
@@ -23,8 +24,8 @@ from pinnsketch.problem.term import Term, Unknown, parameters_of, spread
 class Problem:
     """Unknown functions on a domain, and the residuals that must vanish.
 
-    Where there are many coordinates, a residual, an exact solution or an enrichment may ask for all that it does not name as
-    `**x`.
+    Where there are many coordinates, a residual, an exact solution, an ansatz or an enrichment may ask for all that it does not
+    name as `**x`.
 
     Args:
         domain: where the unknowns live.
@@ -37,6 +38,8 @@ class Problem:
             networks of kind `features` and `patches` have them beside their features, with a weight for each unknown. In place
             of a function, some by unknown, as in `{"u": f, "v": g}`, share one weight.
         lift: the same by unknown, with weights that are known to be 1: such networks find what is left of the solution.
+        ansatz: by unknown, what the outputs of a network that trains are made into, in torch functions: with
+            `{"u": lambda u, x: x * (1 - x) * u}` u vanishes at both ends, whatever the weights.
         reference: where no exact solution is known, gives one from elsewhere; errors are measured against it instead. It is
             called when an error is first asked for, and once.
 
@@ -51,6 +54,7 @@ class Problem:
     exact: Callable[..., Tensor] | Mapping[str, Callable[..., Tensor]] | None = None
     enrichment: Sequence[Callable[..., Tensor] | Mapping[str, Callable[..., Tensor]]] = ()
     lift: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+    ansatz: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     reference: Callable[[], Reference] | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +77,7 @@ class Problem:
         fields = (by_name(each) if isinstance(each, Mapping) else named(each) for each in self.enrichment)
         object.__setattr__(self, "enrichment", tuple(fields))
         object.__setattr__(self, "lift", by_name(self.lift))
+        object.__setattr__(self, "ansatz", by_name(self.ansatz))
         _validate(self)
 
     @property
@@ -108,6 +113,12 @@ class Problem:
     def lifting(self) -> Callable[[Tensor], Tensor] | None:
         """The lift as such a field, or None."""
         return partial(self._field, self.lift) if self.lift else None
+
+    @property
+    def shaping(self) -> Ansatz | None:
+        """The ansatz as a module, or None."""
+        functions = {name: (function, parameters_of(function)) for name, function in self.ansatz.items()}
+        return Ansatz(functions, self.unknowns, self.coordinates, self.numbers) if functions else None
 
     @property
     def enriched(self) -> bool:
@@ -163,6 +174,7 @@ def _validate(problem: Problem) -> None:
         _validate_term(problem, name, term)
     _validate_exact(problem)
     _validate_enrichment(problem)
+    _validate_ansatz(problem)
 
 
 def _validate_term(problem: Problem, name: str, term: Term) -> None:
@@ -240,6 +252,21 @@ def _validate_enrichment(problem: Problem) -> None:
             for need in parameters_of(function):
                 if need not in known:
                     raise ProblemError(f"{where}: it asks for {need!r}; it may ask for {', '.join(known)}.")
+
+
+def _validate_ansatz(problem: Problem) -> None:
+    if problem.ansatz and problem.enriched:
+        raise ProblemError("Give an ansatz, for networks that train, or an enrichment and a lift, for features; not both.")
+    known = (*problem.unknowns, *problem.coordinates, *problem.numbers)
+    for name, function in problem.ansatz.items():
+        if name not in problem.unknowns:
+            raise ProblemError(f"ansatz: {name!r} is no unknown; the unknowns are {', '.join(problem.unknowns)}.")
+        needs = parameters_of(function)
+        for need in needs:
+            if need not in known:
+                raise ProblemError(f"ansatz {name}: it asks for {need!r}; it may ask for {', '.join(known)}.")
+        if not {*needs} & {*problem.unknowns}:
+            raise ProblemError(f"ansatz {name}: it asks for no unknown, so that no network could change it.")
 
 
 def unread(problem: Problem) -> list[str]:
