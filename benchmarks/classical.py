@@ -7,9 +7,9 @@ with Newton for the Navier-Stokes equations, graded at the walls of the cavity; 
 graded at the shock of Burgers, with Radau IIA of order 5 in time. Spectral: Chebyshev collocation, solved by fast
 diagonalisation (Poisson, Helmholtz) or by Newton, with Radau IIA of 7 stages in time; Fourier with ETDRK4 where the sides are
 periodic, and for Burgers; rational functions with poles at the corner (Gopal & Trefethen 2019) for the L-shape; spectral
-elements for the cavity, whose references are made of more of them: of degree 7, of which no more than 6 stand here, and of 8
-under the smooth lid, where 8 is left out, as its errors are those of the reference. Neither kind goes to high dimensions: scikit-fem
-ends at three, and a tensor grid has n^d values, which in 100 dimensions no computer holds.
+elements for the cavity. Its references are made of more of them, of degree 7, and of 8 under the smooth lid: of 8 there is none
+here, as two flows on the same elements in the middle of the cavity have the same error there. Neither kind goes to high
+dimensions: scikit-fem ends at three, and a tensor grid has n^d values, which in 100 dimensions no computer holds.
 
     python benchmarks/classical.py [--quick] [--jobs N] [--only PATTERN] [--out FILE]
 """
