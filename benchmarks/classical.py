@@ -257,7 +257,7 @@ def solvers(name: str) -> dict[str, Solver]:
     if name.startswith("cavity") and not name.endswith("enriched"):
         smooth, re = name.endswith("smooth lid"), float(name.split(", ")[1].split()[-1])
         cells = {2: (16, 24, 32, 48, 64, 96)} | ({4: (8, 12, 16, 24, 32)} if smooth else {})
-        spectral = [(4, 2), (5, 2), (6, 2), (7, 3), (10, 3)] if smooth else [(3, 2), (4, 2), (4, 3), (5, 3), (6, 4)]
+        spectral = [(4, 2), (5, 2), (6, 3), (7, 4), (9, 4)] if smooth else [(3, 2), (4, 2), (4, 3), (5, 3), (6, 4)]
         given = {"re": re, "speed": LIDS["parabola" if smooth else "full"]}
         return {
             **{
