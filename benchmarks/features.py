@@ -21,9 +21,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from harness import Row, parser, write
+from matplotlib.figure import Figure
 from torch import atan2, cos, exp, remainder, sin
 
 from pinnsketch import Box, Problem, Term, laplacian
@@ -223,7 +223,8 @@ def command() -> float:
 
 def figure(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Error over time of the middle seed of each case."""
-    axes = plt.subplots(figsize=(9, 6), layout="constrained")[1]
+    page = Figure(figsize=(9, 6), layout="constrained")
+    axes = page.subplots()
     for (name, runs), line in zip(found.items(), ["-", "--", ":"] * 10, strict=False):
         middle = sorted(runs, key=lambda run: run["error"])[len(runs) // 2]
         axes.loglog(*zip(*middle["curve"], strict=True), line, marker=".", label=name)
@@ -233,7 +234,7 @@ def figure(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
         title="Random features, least squares: middle of the seeds",
     )
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.get_figure().savefig(path, dpi=120)
+    page.savefig(path, dpi=120)
 
 
 def rows_of(case: Case, runs: list[dict[str, Any]]) -> list[Row]:

@@ -20,7 +20,6 @@ import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -28,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Row, parser, turns, write
+from harness import Row, parser, turns, wanted, write
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -332,18 +331,18 @@ def trained(
 def main() -> None:
     given: Any = parser("memory", __doc__)
     given.add_argument("--device", default="cpu")
-    given.add_argument("--only", default="*", help="networks by name, and PINN, with * and ?")
+    given.add_argument("--only", default="*", help="networks by name, and PINN, with * and ?, separated by semicolons")
     given = given.parse_args()
     if given.device == "cpu":
         torch.set_num_threads(1)
     names = [name for name in (*CASES, "PINN") if given.device == "cuda" or not name.startswith("ResNet")]
     if given.quick:
         names = [names[0], "PINN"]
-    wanted = [name for name in names if fnmatchcase(name, given.only)]
-    left_out = [f"{name}: not run" for name in (*CASES, "PINN") if name not in wanted]
+    names = [name for name in names if wanted(name, given.only)]
+    left_out = [f"{name}: not run" for name in (*CASES, "PINN") if name not in names]
     left_out += ["most rounds, and most steps of the PINN"] if given.quick else []
     rows = list[Row]()
-    for name in wanted:
+    for name in names:
         found, missed = (pinns(given.device, given.quick), []) if name == "PINN" else compare(name, given.device, given.quick)
         rows, left_out = rows + found, left_out + missed
         for row in found:

@@ -96,14 +96,12 @@ def alarms(seeds: list[int], steps: int) -> tuple[int, list[tuple[str, Finding]]
 
 def figure(tallies: list[Tally], path: Path) -> None:
     """Recall and latency by kind."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     shown = tallies[::-1]
     names = [f"{tally.kind} ({tally.judged})" for tally in shown]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 5.5), sharey=True, layout="constrained")
+    fig = Figure(figsize=(11, 5.5), layout="constrained")
+    left, right = fig.subplots(1, 2, sharey=True)
     left.barh(names, [100 * tally.found / max(tally.judged, 1) for tally in shown], color="#9ecae1", label="found")
     left.barh(
         names, [100 * tally.right / max(tally.judged, 1) for tally in shown], 0.4, color="#08519c", label="in the right place"

@@ -12,6 +12,9 @@ import scipy.sparse as sp
 from evolution import Chebyshev, Elements, Solution, differentiation, interpolation, sampled, samples
 from numpy.linalg import eig, inv, lstsq, matrix_power
 
+LOWER = (100.0, 400.0)
+"""Reynolds numbers by way of which a flow at a higher one is found."""
+
 
 def chebyshev_poisson(
     n: int, d: int, low: float, high: float, source: Callable[[Any], Any], edge: Callable[[Any], Any], shift: float = 0.0
@@ -168,12 +171,13 @@ def _product(x: Any, y: Any) -> Any:
     return np.stack(np.meshgrid(x, y, indexing="ij"), -1).reshape(-1, 2)
 
 
-def elements_flow(basis: Any, degree: int, re: float, edge: Solution, pin: Any) -> Solution:
+def elements_flow(basis: Any, degree: int, re: float, edge: Solution, pin: Any, start: Solution | None = None) -> Solution:
     """Steady Navier-Stokes by Taylor and Hood's elements (the pressure one degree lower) and Newton's method, from lower Re.
 
     Args:
         basis: of each velocity, of this degree.
         edge: u, v and p at points; read are velocities on the boundary, and the pressure at the vertex nearest to `pin`.
+        start: the flow on coarser triangles, which Newton's method begins with instead.
     """
     pressure, cells = basis.with_element(triangle(degree - 1)), np.arange(basis.nelems)
     value, d_x, d_y = sampled(basis, [phi[0] for phi in basis.basis], cells)
@@ -184,6 +188,8 @@ def elements_flow(basis: Any, degree: int, re: float, edge: Solution, pin: Any) 
     n, m, rim = basis.N, pressure.N, basis.get_dofs().flatten()
     pinned = int(((pressure.doflocs.T - pin) ** 2).sum(1).argmin())
     whole = np.zeros(2 * n + m)
+    if start:
+        whole = np.concatenate([*start(basis.doflocs.T)[:, :2].T, start(pressure.doflocs.T)[:, 2]])
     whole[rim], whole[n + rim] = edge(basis.doflocs[:, rim].T)[:, :2].T
     whole[2 * n + pinned] = edge(pressure.doflocs[:, [pinned]].T)[0, 2]
     free = np.setdiff1d(np.arange(2 * n + m), np.concatenate([rim, n + rim, [2 * n + pinned]]))
@@ -208,7 +214,7 @@ def elements_flow(basis: Any, degree: int, re: float, edge: Solution, pin: Any) 
         )
         return np.concatenate(residual)[free], jacobian.tocsr()[free][:, free]
 
-    for rate in (*(lower for lower in (100.0, 400.0) if lower < re), re):
+    for rate in (*(lower for lower in LOWER if lower < re and not start), re):
         whole[free] = newton(partial(system, re=rate), whole[free], Elements.solver)
     u, v, p = np.split(whole, [n, 2 * n])
 

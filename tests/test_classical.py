@@ -67,6 +67,25 @@ def test_spectral_elements_come_closer_to_the_reference_of_the_cavity():
     assert errors[1] < 0.5 * errors[0] < 0.05
 
 
+def test_a_flow_from_coarser_elements_is_the_flow_by_way_of_lower_re():
+    pytest.importorskip("skfem", reason="which the benchmarks alone need: pip install scikit-fem")
+    classical, points = benchmark("classical"), np.random.default_rng(0).random((200, 2))
+    parabola = classical.LIDS["parabola"]
+    found = classical.cavity_elements(2, 18, 200.0, parabola)(points)
+    sides = [(1 - np.cos(np.linspace(0, np.pi, 19))) / 2] * 2
+
+    def walls(x):
+        return np.stack([parabola(x[:, 0]) * (x[:, 1] == 1), 0 * x[:, 0], 0 * x[:, 0]], 1)
+
+    direct = classical.elements_flow(classical.triangles(sides, 2), 2, 200.0, walls, (0, 0))(points)
+    np.testing.assert_allclose(found, direct, atol=1e-10)
+    flow = classical.Cavity(5, 1, parabola)
+    s = flow.solve(200.0, flow.solve(100.0))
+    x, y = points[:20].T
+    direct = [part.diagonal() for part in flow.at(s, x, y).values()]
+    np.testing.assert_allclose(classical.spectral_elements(5, 1, 200.0, parabola)(points[:20]), np.stack(direct, 1), atol=1e-10)
+
+
 def test_fast_diagonalisation_in_three_dimensions_is_spectrally_exact():
     def exact(x):
         return np.cos(np.pi * x).prod(1, keepdims=True)

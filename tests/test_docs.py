@@ -207,6 +207,32 @@ def test_the_tables_of_methods_and_of_classical_solvers_are_the_committed_result
     assert [int(n or len(sooner)) for n in said.groups()] == [sum(sooner), len(sooner)]
 
 
+def test_where_auto_was_not_run_the_most_exact_way_on_an_h100_stands_beside_classical_solvers(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    beside = importlib.import_module("beside")
+    found = {
+        "accuracy": {"heat": {"auto": [[[3.0, 1e-9]]]}, "flow": {"patches": [[[90.0, 0.1]]]}},
+        "accuracy_h100": {
+            "heat": {"patches": [[[1.0, 1e-12]]]},
+            "flow": {"sketched": [[[9.0, 1e-2]]], "patches": [[[8.0, 1e-4]]]},
+        },
+        "classical": {
+            "heat": {"elements": [[[0.1, 1e-6, "8"], [0.5, 1e-9, "16"]]], "Chebyshev": [[[0.25, 1e-12, "8"]]]},
+            "flow": {"elements": [[[2.0, 1e-3, "8"], [20.0, 1e-5, "16"]]], "spectral elements": [[[4.0, 1e-3, "8"]]]},
+        },
+    }
+    (tmp_path / "classical.json").write_text(json.dumps({"references": {"flow": 3e-5}}))
+    monkeypatch.setattr(beside, "read", lambda name: found[name])
+    monkeypatch.setattr(beside, "RESULTS", tmp_path)
+    table, text = beside.classical_table(), beside.wins().replace("\n ", "")
+    assert "| heat | 1.0e-09 in 0.5 s | 1.0e-12 in 0.25 s | 1.0e-09 in 3 s | 0.5 s | 0.25 s |" in table
+    assert "| flow | 1.0e-05 in 20 s | 1.0e-03 in 4 s | 1.0e-04 in 8 s by `patches` on an H100 | 20 s | - |" in table
+    assert "wins on every problem of this table that `auto` was run on" in text
+    assert "by a factor from 12 to 12, and on 1 of 1" in text
+    assert "flow (1.0e-04 in 8 s on the card): finite elements in 20 s, spectral never" in text
+    assert "whose own is estimated as 3.0e-05 (flow)" in text
+
+
 def test_cells_of_packages_have_medians_and_spreads_or_say_why_there_is_none(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     beside = importlib.import_module("beside")
