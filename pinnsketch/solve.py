@@ -6,6 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ LEAST = 10
 class Comparison:
     """The same run with and without the monitor, in turns of whole looks: iterate to train both, then read `result()`.
 
+    What `method: auto` chooses is chosen once, and both go on from there.
+
     Args:
         problem: what to solve.
         config: how; its monitor is used in one of the two runs.
@@ -88,7 +91,9 @@ class Comparison:
         if config.monitor is None:
             raise RunError("compare: this config has the monitor off; give it one, as in 'monitor: {every: 10}'.")
         self.watched = Run(problem, config)
-        self.bare = Run(problem, config.model_copy(update={"monitor": None}))
+        self.bare = Run(problem, self.watched.config.model_copy(update={"monitor": None}))
+        if self.watched.chosen:
+            self.bare.course.load_state_dict(deepcopy(self.watched.course.state_dict()))
         self.ratios: list[float] = []
         pace = config.monitor.pace(self.watched.trial.device.type)
         self._turn = -(-LEAST // pace) * pace
@@ -106,7 +111,7 @@ class Comparison:
             if not all(steps.values()):
                 return
             self.ratios.append(took[self.watched] / took[self.bare])
-            yield self.watched.metrics()["steps"] if len(self.ratios) % 50 == 0 else len(self.ratios) * self._turn
+            yield self.watched.course.reached["steps"]
 
     def result(self, interrupted: bool = False) -> dict[str, Any]:
         """Errors with and without, whether the parameters are equal bit for bit, and the overhead with its 95 % interval."""
@@ -120,6 +125,7 @@ class Comparison:
             "seconds": {"with": self.watched.seconds, "without": self.bare.seconds},
             "steps": with_monitor.metrics["steps"],
             "outcome": with_monitor.outcome,
+            "chosen": self.watched.chosen,
             "monitor": with_monitor.metrics["monitor"],
         }
 

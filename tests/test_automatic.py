@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import pinnsketch
 
 from pinnsketch import Box, Problem, Term, solve
 from pinnsketch.automatic import PRODUCTS, Tried, choose
@@ -13,6 +14,7 @@ from pinnsketch.config import make_config, read_config
 from pinnsketch.library import find_problem, load_problem
 from pinnsketch.patches import Patches
 from pinnsketch.run import Run
+from pinnsketch.solve import Comparison
 
 
 def shipped(name):
@@ -74,9 +76,9 @@ def test_features_that_were_tried_are_not_solved_for_again_and_end_where_a_run_o
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
-def brief(monkeypatch, correction, limits):
-    """A run of Burgers whose trials are short, and judged to have these limits by kind."""
-    for name, value in {"FEW": 1, "PATCHES": 480, "PAUSE": 240, "STEPS": 2, "DRAWN": 40, "SIDE": 5}.items():
+def brief(monkeypatch, correction, limits, begin=Run, monitor=False):
+    """A run of Burgers whose trials are short, and judged to have these limits by kind; or what else begins with a choice."""
+    for name, value in {"FEW": 1, "PATCHES": 480, "PAUSE": 240, "STEPS": 2}.items():
         monkeypatch.setattr(f"pinnsketch.automatic.{name}", value)
 
     def estimated(trial, task):
@@ -84,7 +86,8 @@ def brief(monkeypatch, correction, limits):
 
     monkeypatch.setattr("pinnsketch.automatic.estimated", estimated)
     problem = load_problem(find_problem("burgers", Path.cwd()), {"nu": 0.1})
-    return Run(problem, make_config({"problem": "x.py", "points": {"test": 200}, "monitor": False}))
+    points = {"interior": 40, "boundary": 10, "test": 200, "resample": 1, "draw": "residual"}
+    return begin(problem, make_config({"problem": "x.py", "points": points, "monitor": monitor}))
 
 
 def test_features_that_are_all_used_and_leave_much_have_failed_where_equations_are_not_linear(monkeypatch):
@@ -122,6 +125,36 @@ def test_patches_that_are_expected_to_end_with_a_small_error_have_no_rival(monke
     assert f"{expected:.1g} expected at its end" in run.chosen
     monkeypatch.setattr("pinnsketch.automatic.ENOUGH", 0.99 * expected)
     assert brief(monkeypatch, 5e-4, (0.1, 0.2)).chosen.count("as estimated") == 2
+
+
+@pytest.mark.parametrize("best", ["patches", "mlp"])
+def test_a_comparison_with_and_without_the_monitor_chooses_once_and_both_go_on_from_there(best, monkeypatch):
+    asked = []
+    monkeypatch.setattr("pinnsketch.run.choose", lambda *given: asked.append(given) or choose(*given))
+    compared = brief(monkeypatch, 0.05, (0.2, 0.1) if best == "patches" else (0.1, 0.2), Comparison, {"every": 1})
+    watched, bare = compared.watched, compared.bare
+    first = watched.course.reached["steps"]
+    assert len(asked) == 1
+    assert bare.config == watched.config.model_copy(update={"monitor": None})
+    assert watched.config.network.kind == best
+    assert bare.course.reached["steps"] == first >= 2
+    last = next(iter(compared))
+    result = compared.result(interrupted=True)
+    assert first < last <= first + 10
+    assert (result["identical"], result["chosen"], result["steps"]) == (True, watched.chosen, last)
+    assert (result["monitor"]["bytes"] > 0, bare.monitor) == (True, None)
+
+
+def test_compare_says_what_was_chosen_for_both(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    for name, value in {"FEW": 100, "GOOD": 1.0, "CLOSE": 1.0}.items():
+        monkeypatch.setattr(f"pinnsketch.automatic.{name}", value)
+    Path("auto.yaml").write_text("problem: heat\npoints: {test: 200}\n")
+    ended = pinnsketch("compare", "auto.yaml")
+    assert ended.code == 0
+    assert "chosen once, for both: random features by least squares, 100" in " ".join(ended.out.split())
+    assert "identical bit for bit" in ended.out
 
 
 @pytest.mark.parametrize(

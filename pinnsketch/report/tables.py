@@ -7,6 +7,7 @@ from math import isfinite
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from pinnsketch.check import TermCheck
@@ -119,6 +120,8 @@ def comparison_table(result: Mapping[str, Any]) -> Table:
     if overhead["median"]:
         table.add_row("  95 % interval", f"{overhead['low']:.3f} to {overhead['high']:.3f} ({overhead['rounds']} rounds)", "")
     table.add_row("monitor memory", f"{result['monitor']['bytes']:,} bytes", "0 bytes")
+    if result["chosen"]:
+        table.caption = f"chosen once, for both: {escape(result['chosen'].splitlines()[0])}"
     return table
 
 
