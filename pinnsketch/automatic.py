@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from math import comb, inf, log
+from math import ceil, comb, inf, log
 from typing import Any, NamedTuple
 
+from pinnsketch.blocks import group
 from pinnsketch.config import NetworkConfig, PointsConfig, RunConfig, make_config
 from pinnsketch.estimate import estimated
 from pinnsketch.marching import marches
@@ -45,8 +46,12 @@ NOTHING = 1.0
 """A limit that says nothing: then the estimate of the error does."""
 ENOUGH = 5e-4
 """Error that patches must be expected to end with for a network to be no rival."""
+NARROW = 30
+"""Units in a layer of the network on a CPU, where steps of wider ones are long."""
 EVEN, DRAWN, SIDE, BOUNDARY = 400, 800, 25, 400
 """Residuals inside at a step of the natural gradient, for linear problems and others; points of a side, and at most of all."""
+MORE = 1.5
+"""Residuals to a parameter on a GPU, where there is room for them."""
 PRODUCTS = {"cpu": 2e10, "cuda": 2e12}
 """What a device multiplies in about a second, the longest that a step of the natural gradient may take."""
 
@@ -82,7 +87,7 @@ class Tried(NamedTuple):
 
 
 def choose(
-    config: RunConfig, problem: Problem, make: Callable[[RunConfig], Any], own: bool
+    config: RunConfig, problem: Problem, make: Callable[[RunConfig], Any], own: bool, device: str
 ) -> tuple[RunConfig, str, dict[str, Any] | None]:
     """A config with a schedule of methods in place of `auto`; what was chosen, and what tried; where its run may begin.
 
@@ -91,21 +96,23 @@ def choose(
         problem: that is solved.
         make: gives a run of a config that writes nothing and is not monitored.
         own: the network is one of the user's own.
+        device: cpu or cuda.
 
     Returns: the third is the state of a course that was paused, or ended, then one step before that; or None.
     """
-    enriched = problem.enriched and not own  # which no network takes that is trained
-    first = {"network": {"kind": "features", "width": FEW}} if enriched else {}
-    run = make(_filled(config, {"train": {"method": "adam", "steps": 1}, **first}))
-    task, trial, free = run.task, run.trial.acting, not own and config.network == NetworkConfig()
+    free, enriched = not own and config.network == NetworkConfig(), problem.enriched and not own
+    network = {"width": NARROW} if free and device == "cpu" else {}
+    first = {"kind": "features", "width": FEW} if enriched else network  # no network takes an enrichment that is trained
+    run = make(_filled(config, {"train": {"method": "adam", "steps": 1}, "network": first}))
+    task, trial = run.task, run.trial.acting
     batch, parameters = task.batch(), [p for p in trial.parameters() if p.requires_grad]
     mixed = config.precision == "mixed"
     each = not mixed and task.gives_rows(trial, batch, parameters)
     linear = each and not trial.raw and Weights(task, trial, [*last(trial.network).parameters()]).affine(batch)
-    network = _trained(task.problem, linear, free and trial.device.type == "cpu")
-    points = config.points if config.points != PointsConfig() else PointsConfig(**network.choice["points"])
-    size, rows = sum(p.numel() for p in parameters), len(task.problem.unknowns) * (points.interior + points.boundary)
-    if not each or size * rows * min(size, rows) > PRODUCTS[trial.device.type]:
+    size = sum(p.numel() for p in parameters)
+    trained = _trained(task.problem, linear, network, device, size)
+    points = config.points if config.points != PointsConfig() else PointsConfig(**trained.choice["points"])
+    if not each or _products(size, _residuals(task.problem, points)) > PRODUCTS[device]:
         why = f"there are {size:,} parameters" if each else "residuals give no Jacobian row for each point, or slowly"
         why = "others need one precision throughout" if mixed else why
         train = [{"method": "adam", "steps": 500}, {"method": "lbfgs", "steps": 2000}]
@@ -114,13 +121,13 @@ def choose(
     solved = _solved(task.problem, linear) if solvable else []
     until, said, limits = config.train.until, list[str](), [inf]
     standing = list[tuple[Candidate, Tried]]()
-    for candidate in solved if solved and enriched else (*solved, network):
+    for candidate in solved if solved and enriched else (*solved, trained):
         if any(tried.sure or tried.limit <= (until or candidate.beyond) for _, tried in standing):
             break
         if min(limits) > candidate.within:
             continue
         tried = Tried(inf, inf, None, False, "")
-        if candidate is not network or standing:
+        if candidate is not trained or standing:
             tried = _try(_filled(config, candidate.choice), candidate, make)
             said.append(f"tried {candidate.name}: {tried.words}")
             limits.append(tried.limit)
@@ -183,15 +190,36 @@ def _solved(problem: Problem, linear: bool) -> list[Candidate]:
     return found
 
 
-def _trained(problem: Problem, linear: bool, narrow: bool) -> Candidate:
-    """A network trained by the natural gradient, as many residuals at each step whatever the number of unknowns is."""
-    boundary = min(2 * SIDE * len(problem.coordinates), BOUNDARY)
-    points = {"interior": (EVEN if linear else DRAWN) // len(problem.unknowns), "boundary": boundary, "resample": 1}
+def _trained(problem: Problem, linear: bool, network: dict[str, Any], device: str, size: int) -> Candidate:
+    """A network of so many parameters, trained by the natural gradient."""
     train = [{"method": "natural_gradient", "steps": 300 if linear else 500}, {"method": "polish", "steps": 5}]
-    choice = {"points": points if linear else {**points, "draw": "residual"}, "train": {"schedule": train}}
+    choice = {"network": network, "points": _points(problem, linear, device, size), "train": {"schedule": train}}
     name = f"the natural gradient, the problem being {'linear' if linear else 'not linear'} and the network small"
-    choice |= {"network": {"width": 30}} if narrow else {}
     return Candidate(name, choice, HOPEFUL, inf, lambda _, step, left: step.index >= STEPS, goes_on=True)
+
+
+def _points(problem: Problem, linear: bool, device: str, size: int) -> dict[str, Any]:
+    """Points for a step, with as many residuals whatever the number of unknowns is; on a GPU more than there are parameters."""
+    inside, sides = (EVEN if linear else DRAWN) // len(problem.unknowns), min(2 * SIDE * len(problem.coordinates), BOUNDARY)
+
+    def points(times: int) -> dict[str, Any]:
+        return {"interior": times * inside, "boundary": times * sides, "resample": 1, "draw": "even" if linear else "residual"}
+
+    few, more = points(1), map(points, range(1, ceil(MORE * size / inside) + 1))
+    if device == "cpu":
+        return few
+    enough = next((each for each in more if _residuals(problem, PointsConfig(**each)) >= MORE * size), few)
+    return enough if _products(size, _residuals(problem, PointsConfig(**enough))) <= PRODUCTS[device] else few
+
+
+def _residuals(problem: Problem, points: PointsConfig) -> int:
+    """How many there are at a step, without those at data."""
+    return sum(count * len(terms) for _, count, terms in group(problem, points.interior, points.boundary, points.terms))
+
+
+def _products(size: int, rows: int) -> int:
+    """What a step of the natural gradient multiplies."""
+    return size * rows * min(size, rows)
 
 
 def _try(config: RunConfig, candidate: Candidate, make: Callable[[RunConfig], Any]) -> Tried:

@@ -66,16 +66,16 @@ class Run(Running):
         overwrite: bool = False,
         resuming: bool = False,
     ) -> None:
-        self.chosen, begin = "", None
+        self.chosen, begin, device = "", None, device_of(config.device)
         if not config.train.schedule:
             if not resuming:
                 Folder(folder).expect_room(overwrite)
             own = network is not None
             config, self.chosen, begin = choose(
-                config, problem, lambda config: Run(problem, _unwatched(config), network=network), own
+                config, problem, lambda config: Run(problem, _unwatched(config), network=network), own, device.type
             )
         self.problem, self.config, self.folder, self._source = problem, config, folder, source
-        device, dtype = device_of(config.device), torch.float32 if config.precision == "float32" else torch.float64
+        dtype = torch.float32 if config.precision == "float32" else torch.float64
         seed = config.train.seed
         self.described = network is None
         made = network or build_network(config, problem, torch.Generator().manual_seed(seed)).to(device)

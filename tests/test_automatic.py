@@ -9,7 +9,7 @@ import torch
 from command import pinnsketch
 
 from pinnsketch import Box, Problem, Term, solve
-from pinnsketch.automatic import PRODUCTS, Tried, choose
+from pinnsketch.automatic import MORE, PRODUCTS, Tried, choose
 from pinnsketch.config import make_config, read_config
 from pinnsketch.library import find_problem, load_problem
 from pinnsketch.patches import Patches
@@ -21,7 +21,7 @@ def shipped(name):
     return load_problem(find_problem(name, Path.cwd()))
 
 
-def chosen(problem, monkeypatch, limits=(), own=None, sure=(), errors=(), **given):
+def chosen(problem, monkeypatch, limits=(), own=None, sure=(), errors=(), device="cpu", **given):
     """The choice where candidates have these limits of their error by kind, `slabs` among them, others 1; what was tried.
 
     `sure`: kinds that need no rival; `errors`: as estimated, by kind, in place of the limits.
@@ -37,7 +37,7 @@ def chosen(problem, monkeypatch, limits=(), own=None, sure=(), errors=(), **give
 
     monkeypatch.setattr("pinnsketch.automatic._try", attempt)
     config = make_config({"problem": "x.py", "monitor": False, "device": "cpu", **given})
-    found, why, state = choose(config, problem, lambda config: Run(problem, config, network=own), own is not None)
+    found, why, state = choose(config, problem, lambda config: Run(problem, config, network=own), own is not None, device)
     return found, why, tried, state
 
 
@@ -277,6 +277,33 @@ def test_a_boundary_with_more_sides_has_more_points(monkeypatch):
     found, *_ = chosen(Problem(cube, "u", terms), monkeypatch)
     assert (found.points.interior, found.points.boundary) == (400, 250)
     assert chosen(shipped("inverse_diffusivity"), monkeypatch)[0].points.boundary == 100
+
+
+def rows(run):
+    return sum(len(block.x) * len(block.terms) for block in run.task.batch())
+
+
+@pytest.mark.parametrize("name", ["poisson_nd", "burgers", "kovasznay"])
+def test_on_a_gpu_there_are_more_residuals_than_parameters(name, monkeypatch):
+    problem = shipped(name)
+    found, *_ = chosen(problem, monkeypatch, {"mlp": 1e-3}, device="cuda")
+    run, few = Run(problem, found), Run(problem, chosen(problem, monkeypatch, {"mlp": 1e-3})[0])
+    size = sum(p.numel() for p in run.trial.parameters())
+    assert methods(found) == ["natural_gradient", "polish"]
+    assert found.network.width == 50
+    assert MORE * size <= rows(run) <= MORE * size + rows(few)
+    assert rows(few) < size
+
+
+def test_a_gpu_has_no_more_points_than_a_cpu_where_the_user_says_how_many_or_a_step_would_be_too_long(monkeypatch):
+    def points(**given):
+        found = chosen(shipped("heat"), monkeypatch, device="cuda", **given)[0].points
+        return found.interior, found.boundary
+
+    assert points(network={"width": 20}, points={"interior": 123, "boundary": 45}) == (123, 45)
+    assert points(network={"width": 100}) == (400, 100)
+    monkeypatch.setitem(PRODUCTS, "cuda", 1e18)
+    assert points(network={"width": 100}) == (400 * 77, 100 * 77)
 
 
 def test_a_problem_with_an_enrichment_is_solved_by_what_takes_it():
