@@ -181,10 +181,10 @@ def _solved(problem: Problem, linear: bool) -> list[Candidate]:
             return m * each * history(step)[-1][0] >= PAUSE
 
         def falls(step: Step) -> float:
-            """What the residual would fall by until all weights are used, as a power of their number, as it fell last."""
+            """What the residual would fall by until all weights are used, by the power of their number since a quarter were."""
             *before, (count, size) = history(step)
-            half, left = next((earlier for earlier in reversed(before) if 2 * earlier[0] <= count), (count, size))
-            return (left / size) ** (log(PATCHES / (m * each * count)) / log(count / half)) if half < count and size else 1.0
+            few, left = next((earlier for earlier in reversed(before) if 4 * earlier[0] <= count), (count, size))
+            return (left / size) ** (log(PATCHES / (m * each * count)) / log(count / few)) if few < count and size else 1.0
 
         found.append(Candidate("adaptive patches of random features", choice, GOOD, inf, used, True, falls))
     return found

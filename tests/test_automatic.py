@@ -78,7 +78,7 @@ def test_features_that_were_tried_are_not_solved_for_again_and_end_where_a_run_o
 
 def brief(monkeypatch, correction, limits, begin=Run, monitor=False):
     """A run of Burgers whose trials are short, and judged to have these limits by kind; or what else begins with a choice."""
-    for name, value in {"FEW": 1, "PATCHES": 480, "PAUSE": 240, "STEPS": 2}.items():
+    for name, value in {"FEW": 1, "PATCHES": 640, "PAUSE": 320, "STEPS": 2}.items():
         monkeypatch.setattr(f"pinnsketch.automatic.{name}", value)
 
     def estimated(trial, task):
@@ -117,11 +117,11 @@ def test_patches_that_are_expected_to_end_with_a_small_error_have_no_rival(monke
     assert run.chosen.count("as estimated") == 1
     history = run.course.state_dict()["train"]["method"]["history"]
     count, size = history[-1]
-    half, left = next(earlier for earlier in reversed(history[:-1]) if 2 * earlier[0] <= count)
-    order = log(left / size) / log(count / half)
-    assert 80 * count >= 240
+    few, left = next(earlier for earlier in reversed(history[:-1]) if 4 * earlier[0] <= count)
+    order = log(left / size) / log(count / few)
+    assert 80 * count >= 320
     assert order > 0
-    expected = 5e-4 * (480 / (80 * count)) ** -order
+    expected = 5e-4 * (640 / (80 * count)) ** -order
     assert f"{expected:.1g} expected at its end" in run.chosen
     monkeypatch.setattr("pinnsketch.automatic.ENOUGH", 0.99 * expected)
     assert brief(monkeypatch, 5e-4, (0.1, 0.2)).chosen.count("as estimated") == 2
