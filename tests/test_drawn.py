@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from pinnsketch import Box, Problem, Term
+from pinnsketch import Box, Problem, Term, diff, div, div_grad, grad
 from pinnsketch.blocks import along_curve
 from pinnsketch.collocation import Collocation
 from pinnsketch.compiled import Replay, tensors_of
@@ -105,6 +105,30 @@ def test_residuals_at_many_points_which_are_evaluated_in_pieces_are_in_the_order
     trial, batch = made()[0], task.batch()
     r, _ = task.linearize(trial, batch)
     torch.testing.assert_close(torch.cat(list(task.scaled(trial, batch).values())), r)
+
+
+DIFFERENTIATED = {
+    "a coefficient": lambda u, x, y: div_grad(1 + x * x + y, u),
+    "a flux": lambda u, x, y: div((1 + x * y) * grad(u), x, y) - 1,
+    "a product": lambda u, x: diff(u * u.x, x),
+}
+
+
+@pytest.mark.parametrize("law", DIFFERENTIATED)
+def test_residuals_that_differentiate_expressions_are_the_same_without_a_gradient(law):
+    box = Box(x=(0, 1), y=(0, 1))
+    task = Collocation(Problem(box, "u", {"law": Term(box.interior, DIFFERENTIATED[law])}), interior=50)
+    trial, batch = made()[0], task.batch()
+    expected = task.residuals(trial, batch)["law"].detach()
+    torch.testing.assert_close(task.scaled(trial, batch)["law"] * 50**0.5, expected[:, 0])
+    with torch.no_grad():
+        torch.testing.assert_close(task.residuals(trial, batch)["law"], expected)
+
+
+def test_an_expression_is_not_differentiated_where_nothing_is_recorded():
+    x = torch.ones(3, 1, requires_grad=True)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="cannot be differentiated under torch.no_grad"):
+        diff(x**2, x)
 
 
 def test_pieces_of_a_drawn_block_add_up_to_it():

@@ -70,7 +70,8 @@ class Residuals:
             derivatives = Widened(derivatives, block.x)
         if plan.linked or (plan.streams is None and trial.dtype != block.x.dtype):
             derivatives = Linked(derivatives, block.x)
-        return self.evaluate_all(trial, block, derivatives)
+        with torch.set_grad_enabled(torch.is_grad_enabled() or plan.linked):  # without a graph, `diff` would give zero
+            return self.evaluate_all(trial, block, derivatives)
 
     def evaluate_all(self, trial: Trial, block: Block, derivatives: Derivatives) -> dict[str, Tensor]:
         """Those of a block by term, given derivatives at its points."""
