@@ -363,6 +363,24 @@ def interrupted(stopped, here):
     return Path(shutil.copytree(stopped, "r"))
 
 
+@pytest.mark.parametrize(("minute", "kept"), [(0.0, 7), (3600.0, 5)])
+def test_a_run_of_few_long_steps_that_is_killed_has_a_checkpoint_of_the_last_minute(here, minute, kept, monkeypatch):
+    monkeypatch.setattr("pinnsketch.course.MINUTE", minute)
+    problem = Path("p.py")
+    problem.write_text(problem_text())
+    Path("c.yaml").write_text(CONFIG)
+    for step in Run(load_problem(problem), read_config(Path("c.yaml")), Path("r"), source=problem):
+        if step.index == 7:
+            break
+    assert checkpoint.load(Path("r/checkpoint.pt"))["reached"]["steps"] == kept
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_says_how_to_begin_again(here):
+    Path("r").mkdir()
+    Path("r/config.yaml").write_text(CONFIG)
+    assert refused("resume", "r").endswith("It ended before the first one: begin again with pinnsketch solve r/config.yaml")
+
+
 @pytest.mark.usefixtures("numbers_only")
 def test_resume_goes_on_to_the_end(interrupted):
     assert pinnsketch("resume", "r").out.rstrip().endswith("Written to r")

@@ -433,15 +433,17 @@ def test_ctrl_c_while_a_method_is_chosen_says_that_there_is_nothing_to_go_on_wit
     assert not Path("runs/auto").exists()
 
 
-def test_a_second_ctrl_c_ends_at_once():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_first_signal_lets_the_step_end_and_a_second_ends_at_once(number):
     from pinnsketch.run import interruptible
 
+    before = signal.getsignal(number)
     with interruptible() as asked:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         assert asked
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
 
 
 def test_a_comparison_stopped_by_ctrl_c_compares_the_steps_until_then(monkeypatch):
