@@ -73,7 +73,11 @@ RESIDUALS = {
     "NaN": ("log(x - 2)", "is not finite at 50 of 50 points before training, first at x="),
     "infinite": ("v / (x - x)", "Look for a division by zero, a logarithm or a root outside its range."),
     "TypeError": ("v + 'a'", "failed (p.py, line 6): TypeError: "),
-    "NameError": ("nope", "failed (p.py, line 6): NameError: name 'nope' is not defined"),
+    "NameError": ("nope", "name 'nope' is not defined. If 'nope' belongs to the problem, add it to the parameters of residual"),
+    "underscore": ("u_xx", "name 'u_xx' is not defined. A derivative is written u.xx"),
+    "numpy": ("__import__('numpy').sin(x)", "Use the functions of torch, as torch.sin, in place of those of numpy and math"),
+    "numpy of an unknown": ("__import__('numpy').sin(u)", "Use the functions of torch, as torch.sin"),
+    "math": ("__import__('math').sin(x)", "Use the functions of torch, as torch.sin"),
 }
 
 
@@ -82,7 +86,7 @@ RESIDUALS = {
 def test_a_residual_that_cannot_be_used_is_refused_before_training(command, residual, text):
     write(residual)
     message = refused(command, "c.yaml")
-    assert message.startswith("Error: Term 'a': its residual")
+    assert "Error: Term 'a': its residual" in message  # torch itself warns of a float of a tensor before
     assert text in message
 
 
@@ -94,6 +98,21 @@ def test_a_residual_that_fails_inside_a_field_is_blamed_on_its_own_line():
 def test_a_residual_that_asks_for_an_unknown_derivative_is_refused():
     write("u.xz")
     assert refused("solve", "c.yaml").startswith("Error: Term 'a': u.xz: 'z' is no coordinate here; the coordinates are x, y.")
+
+
+def test_an_unknown_that_is_called_is_refused():
+    write("u(x)")
+    message = "Error: Term 'a': u is no function but its values at the points of the term: write u alone."
+    assert refused("solve", "c.yaml") == message
+
+
+def test_terms_without_names_and_parameters_that_are_text_are_refused():
+    text = problem_text()
+    Path("p.py").write_text(text.replace('{"a": Term(D.interior, residual), }', "[Term(D.interior, residual)]"))
+    assert "terms: expected a dict by name" in refused("solve", "c.yaml")
+    Path("p.py").write_text(text)
+    Path("c.yaml").write_text(CONFIG + 'parameters: {k: "1,5"}\n')
+    assert "Parameter 'k': expected a number, or Unknown(...); got the text '1,5'." in refused("solve", "c.yaml")
 
 
 TERMS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from inspect import unwrap
+from inspect import signature, unwrap
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +136,19 @@ def failure(function: Callable[..., Any], error: Exception) -> str:
     lines = traceback.extract_tb(error.__traceback__)
     code = getattr(unwrap(function), "__code__", None)
     line = next((frame for frame in reversed(lines) if code and frame.filename == code.co_filename), lines[-1])
+    return f"{Path(line.filename).name}, line {line.lineno}): {type(error).__name__}: {error}{_hint(function, error)}"
+
+
+def _hint(function: Callable[..., Any], error: Exception) -> str:
+    """What to write in place of what failed, where that is a common slip."""
     asked = getattr(error, "name", None) if isinstance(error, NameError) else None
-    hint = f". If {asked!r} belongs to the problem, add it to the parameters of {function.__name__}" if asked else ""
-    return f"{Path(line.filename).name}, line {line.lineno}): {type(error).__name__}: {error}{hint}"
+    if asked:
+        unknown, _, axes = asked.partition("_")
+        if axes and unknown in signature(function).parameters:
+            return f". A derivative is written {unknown}.{axes}"
+        return f". If {asked!r} belongs to the problem, add it to the parameters of {function.__name__}"
+    strange = "numpy() on Tensor", "converted to Python scalars", "loop of ufunc"
+    return ". Use the functions of torch, as torch.sin, in place of those of numpy and math" * any(s in str(error) for s in strange)
 
 
 def _one_row_a_point(residual: Tensor, n: int) -> bool:

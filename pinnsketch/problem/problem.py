@@ -64,6 +64,9 @@ class Problem:
             if len(names) != 1:
                 raise ProblemError(f"exact: give a function for each of {', '.join(names)}, as in exact={{{names[0]!r}: ...}}.")
             object.__setattr__(self, "exact", {names[0]: self.exact})
+        if not isinstance(self.terms, Mapping):
+            got = type(self.terms).__name__
+            raise ProblemError(f'terms: expected a dict by name, as in {{"poisson": Term(domain.interior, poisson)}}; got {got}.')
         named, terms = partial(spread, names=self.coordinates), dict(self.terms)
         for name, term in terms.items():
             terms[name] = replace(term, residual=named(term.residual)) if isinstance(term, Term) else term
@@ -170,6 +173,9 @@ def _validate(problem: Problem) -> None:
         raise ProblemError(f"{', '.join(twice)}: one name for two things among unknowns, coordinates and parameters.")
     if "n" in names:
         raise ProblemError("Nothing can be called 'n': it is the outward normal.")
+    for name, value in problem.parameters.items():
+        if isinstance(value, str):
+            raise ProblemError(f"Parameter {name!r}: expected a number, or Unknown(...); got the text {value!r}.")
     for name, term in problem.terms.items():
         _validate_term(problem, name, term)
     _validate_exact(problem)
