@@ -234,7 +234,7 @@ def check(
     settings, folder = (None, Path.cwd()) if problem in names("problems") else find_config(problem)
     source = find_problem(settings.problem if settings else problem, folder)
     loaded = load_problem(source, settings.parameters if settings else {})
-    points = settings.points.model_dump(exclude={"resample", "test"}) if settings else {}
+    points = settings.points.model_dump(exclude={"resample", "test"}) | {"weights": settings.weights} if settings else {}
     checks, warnings = check_problem(loaded, **points)
     _show({"terms": [asdict(c) for c in checks], "warnings": warnings}, as_json, check_table(checks))
     for warning in warnings:

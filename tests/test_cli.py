@@ -281,6 +281,20 @@ def test_check_of_a_problem_without_exact_solution_says_so_and_passes():
     assert {(term["verdict"], term["residual"]) for term in json.loads(ended.out)["terms"]} == {("no exact solution", None)}
 
 
+def test_check_shows_every_name_whole_in_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    Path("open.py").write_text(PROBLEM.format(sign="+", exact="").replace('"decay":', '"imaginary_part_of_the_law":'))
+    ended = pinnsketch("check", "open.py")
+    assert "imaginary_part_of_the_law" in ended.out
+    assert "there is no exact solution to test against" in " ".join(ended.out.split())
+
+
+def test_check_tells_of_weights_of_terms_that_are_not_there():
+    Path("w.yaml").write_text(Path("c.yaml").read_text() + "weights: {nix: 3}\n")
+    ended = pinnsketch("check", "w.yaml")
+    assert (ended.code, ended.err) == (2, "Error: weights: there is no term 'nix'; the terms are poisson, sides.")
+
+
 @pytest.mark.parametrize("word", ["poisson", "c.yaml"])
 def test_check_takes_a_shipped_name_and_a_config(word):
     ended = pinnsketch("check", word)

@@ -127,7 +127,7 @@ def test_residuals_that_differentiate_expressions_are_the_same_without_a_gradien
 
 def test_an_expression_is_not_differentiated_where_nothing_is_recorded():
     x = torch.ones(3, 1, requires_grad=True)
-    with torch.no_grad(), pytest.raises(RuntimeError, match="cannot be differentiated under torch.no_grad"):
+    with torch.no_grad(), pytest.raises(RuntimeError, match="cannot be differentiated under"):
         diff(x**2, x)
 
 

@@ -14,7 +14,7 @@ from pinnsketch import Box, Data, Problem, Solution, Term, Unknown, checkpoint, 
 from pinnsketch.checkpoint import CheckpointError
 from pinnsketch.config import ConfigError
 from pinnsketch.problem import ProblemError
-from pinnsketch.report.figures import _colors
+from pinnsketch.report.figures import _colors, gradients_figure, losses_figure
 
 # torch says this once in a process: see test_cli.py, test_a_run_with_an_unknown_coefficient_warns_of_nothing
 FAST = {
@@ -225,6 +225,14 @@ def test_a_plot_shows_found_exact_error_and_residual(d, panels, maps):
     assert (len(drawn), len(figure.axes) - len(drawn)) == (panels, maps)
     assert drawn[0].get_xlabel() == "x (dimensionless)"
     assert (figure.get_suptitle() == "at z = 0.5") == (d == 3)
+
+
+def test_few_steps_are_drawn_as_points_and_many_as_a_line():
+    for steps, marker in ((3, "."), (30, "None")):
+        solution = fast(box(1), train={"method": "adam", "steps": steps, "log": 1})
+        lines = [line for make in (losses_figure, gradients_figure) for axes in make(solution).axes for line in axes.lines]
+        assert {line.get_marker() for line in lines} <= {marker, ""}
+        assert len(lines) > 5
 
 
 def test_a_plot_without_exact_solution_shows_found_and_residual():

@@ -147,8 +147,9 @@ def _hint(function: Callable[..., Any], error: Exception) -> str:
         if axes and unknown in signature(function).parameters:
             return f". A derivative is written {unknown}.{axes}"
         return f". If {asked!r} belongs to the problem, add it to the parameters of {function.__name__}"
-    strange = "numpy() on Tensor", "converted to Python scalars", "loop of ufunc"
-    return ". Use the functions of torch, as torch.sin, in place of those of numpy and math" * any(s in str(error) for s in strange)
+    if any(words in str(error) for words in ("numpy() on Tensor", "converted to Python scalars", "loop of ufunc")):
+        return ". Use the functions of torch, as torch.sin, in place of those of numpy and math"
+    return ""
 
 
 def _one_row_a_point(residual: Tensor, n: int) -> bool:

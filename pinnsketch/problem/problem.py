@@ -65,8 +65,8 @@ class Problem:
                 raise ProblemError(f"exact: give a function for each of {', '.join(names)}, as in exact={{{names[0]!r}: ...}}.")
             object.__setattr__(self, "exact", {names[0]: self.exact})
         if not isinstance(self.terms, Mapping):
-            got = type(self.terms).__name__
-            raise ProblemError(f'terms: expected a dict by name, as in {{"poisson": Term(domain.interior, poisson)}}; got {got}.')
+            got = f"got {type(self.terms).__name__}"
+            raise ProblemError(f'terms: expected a dict by name, as in {{"law": Term(domain.interior, law)}}; {got}.')
         named, terms = partial(spread, names=self.coordinates), dict(self.terms)
         for name, term in terms.items():
             terms[name] = replace(term, residual=named(term.residual)) if isinstance(term, Term) else term
@@ -281,3 +281,17 @@ def unread(problem: Problem) -> list[str]:
     exact = {need for function in (problem.exact or {}).values() for need in parameters_of(function)}  # type: ignore[union-attr]
     numbers = set(problem.parameters) - set(problem.coefficients)
     return [name for name in (*problem.unknowns, *problem.parameters) if name not in needed | (exact & numbers)]
+
+
+def outside(problem: Problem) -> list[str]:
+    """Which data lies outside the domain, in words: columns may be swapped, or in other units."""
+    found, domain = [], problem.domain
+    for name, term in problem.terms.items():
+        if isinstance(term.where, Data):
+            columns = term.where.columns()
+            x = np.stack([columns[coordinate] for coordinate in problem.coordinates], axis=1)
+            beyond = domain.distance(x) > 1e-6 * np.ptp(domain.bounds, axis=1).max()
+            if beyond.any():
+                first = ", ".join(f"{c}={v:.5g}" for c, v in zip(problem.coordinates, x[beyond.argmax()], strict=True))
+                found.append(f"Term {name!r}: {beyond.sum()} of {len(x)} data points lie outside the domain, first {first}.")
+    return found

@@ -93,17 +93,22 @@ def kilobytes(count: int | None) -> str:
 
 def check_table(checks: Sequence[TermCheck]) -> Table:
     """Each term: where it holds, what it reads, and what the exact solution leaves of it."""
-    heads = ("term", "on", "points", "reads", "streams", "MB", "residual", "verdict")
+    known = any(c.residual is not None for c in checks)
+    heads = ("term", "on", "points", "reads", "streams", "MB", *(("residual", "verdict") if known else ()))
     table = Table(*heads, box=SIMPLE_HEAD, pad_edge=False)  # fits into 80 columns
     for c in checks:
         colour = "green" if c.verdict == "vanishes" else "red" if not c.ok else "yellow"
         streams = str(c.streams or f"nested, {c.passes} passes")
-        shown = (c.name, c.where, str(c.points), ", ".join(c.reads), streams, f"{c.saved / 1000:.2g}", number(c.residual))
-        table.add_row(*shown, f"[{colour}]{c.verdict}[/]")
-    table.columns[-1].no_wrap, table.columns[-1].min_width = True, 8
+        shown = (c.name, c.where, str(c.points), ", ".join(c.reads), streams, f"{c.saved / 1000:.2g}")
+        table.add_row(*shown, *((number(c.residual), f"[{colour}]{c.verdict}[/]") if known else ()))
+    for column in table.columns[:4]:
+        column.overflow = "fold"
+    if known:
+        table.columns[-1].no_wrap, table.columns[-1].min_width = True, 8
+    last = "residual: the largest that the exact solution leaves" if known else "there is no exact solution to test against"
     table.caption = (
         "streams: values and derivatives carried in one pass, shared by terms on the same points; "
-        "MB: kept by it for 1,000 points; residual: the largest that the exact solution leaves."
+        f"MB: kept by it for 1,000 points; {last}."
     )
     return table
 
