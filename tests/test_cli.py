@@ -314,9 +314,19 @@ def test_a_new_problem_is_checked_and_solved_as_it_is_written():
     assert ended.out.startswith("Wrote mine.py and mine.yaml.")
     assert pinnsketch("check", "mine.py").code == 0
     text = Path("mine.yaml").read_text()
-    Path("mine.yaml").write_text(text.replace("steps: 300", "steps: 3").replace("steps: 1000", "steps: 3"))
+    first, _, other = text.partition("# Or ")
+    assert read_config(Path("mine.yaml")).train.schedule == ()  # auto
+    chosen = first.replace("train:", "# train:") + "# " + other.replace("\n# ", "\n")
+    Path("mine.yaml").write_text(chosen.replace("steps: 300", "steps: 3").replace("steps: 1000", "steps: 3"))
     assert "steps: 3," in Path("mine.yaml").read_text()
     assert pinnsketch("solve", "mine.yaml").out.rstrip().endswith("Written to runs/mine")
+
+
+@pytest.mark.usefixtures("numbers_only")
+def test_a_new_problem_is_solved_to_ten_digits_by_default():
+    pinnsketch("new", "problem", "mine")
+    ended = pinnsketch("solve", "mine.yaml", "--json")
+    assert json.loads(ended.out)["relative_l2"]["overall"] < 1e-10
 
 
 def test_a_new_problem_overwrites_nothing():
