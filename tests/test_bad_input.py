@@ -75,9 +75,12 @@ RESIDUALS = {
     "TypeError": ("v + 'a'", "failed (p.py, line 6): TypeError: "),
     "NameError": ("nope", "name 'nope' is not defined. If 'nope' belongs to the problem, add it to the parameters of residual"),
     "underscore": ("u_xx", "name 'u_xx' is not defined. A derivative is written u.xx"),
-    "numpy": ("__import__('numpy').sin(x)", "Use the functions of torch, as torch.sin, in place of those of numpy and math"),
-    "numpy of an unknown": ("__import__('numpy').sin(u)", "Use the functions of torch, as torch.sin"),
-    "math": ("__import__('math').sin(x)", "Use the functions of torch, as torch.sin"),
+    "numpy": (
+        "__import__('numpy').sin(x)",
+        "In a problem use functions of torch, as torch.sin: those of numpy and math have no",
+    ),
+    "numpy of an unknown": ("__import__('numpy').sin(u)", "In a problem use functions of torch, as torch.sin"),
+    "math": ("__import__('math').sin(x)", "In a problem use functions of torch, as torch.sin"),
 }
 
 
@@ -285,6 +288,21 @@ EXACT = {
 def test_an_exact_solution_that_fails_is_refused_by_name(more):
     write(more=more)
     assert "exact 'u'" in refused("solve", "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ("exact={'u': 3}", "exact 'u': expected a function of coordinates; got 3."),
+        ("exact=lambda x: __import__('numpy').sin(x)", "Error: exact 'u' failed (p.py, line 8): RuntimeError"),
+        ("reference=lambda: 1 / 0", "Error: reference: it failed (p.py, line 8): ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_solutions_are_measured_against_is_named_where_it_fails(more, text):
+    write(more=more)
+    ended = pinnsketch("check" if more.startswith("exact") else "solve", "c.yaml")
+    assert ended.code == 2
+    assert text in ended.err
 
 
 @pytest.mark.usefixtures("numbers_only")

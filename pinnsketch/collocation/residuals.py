@@ -100,7 +100,7 @@ class Residuals:
         term = self._problem.terms[name]
         try:
             residual = term.residual(**{need: names[need] for need in term.needs})
-        except NoRule:
+        except (NoRule, ProblemError):  # which says itself what failed, as an exact solution that stands for the unknowns
             raise
         except FieldError as error:
             raise ProblemError(f"Term {name!r}: {error}") from None
@@ -136,7 +136,7 @@ def failure(function: Callable[..., Any], error: Exception) -> str:
     lines = traceback.extract_tb(error.__traceback__)
     code = getattr(unwrap(function), "__code__", None)
     line = next((frame for frame in reversed(lines) if code and frame.filename == code.co_filename), lines[-1])
-    return f"{Path(line.filename).name}, line {line.lineno}): {type(error).__name__}: {error}{_hint(function, error)}"
+    return f"{Path(line.filename).name}, line {line.lineno}): {type(error).__name__}: {str(error).rstrip('.')}{_hint(function, error)}"
 
 
 def _hint(function: Callable[..., Any], error: Exception) -> str:
@@ -148,7 +148,7 @@ def _hint(function: Callable[..., Any], error: Exception) -> str:
             return f". A derivative is written {unknown}.{axes}"
         return f". If {asked!r} belongs to the problem, add it to the parameters of {function.__name__}"
     if any(words in str(error) for words in ("numpy() on Tensor", "converted to Python scalars", "loop of ufunc")):
-        return ". Use the functions of torch, as torch.sin, in place of those of numpy and math"
+        return ". In a problem use functions of torch, as torch.sin: those of numpy and math have no derivatives"
     return ""
 
 

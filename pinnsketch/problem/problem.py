@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
+from traceback import extract_tb
 
 import numpy as np
 import torch
@@ -96,7 +97,15 @@ class Problem:
         """
         if self.reference is None:
             return None
-        found = self.reference()
+        try:
+            found = self.reference()
+        except ProblemError:
+            raise
+        except Exception as error:
+            frame = extract_tb(error.__traceback__)[-1]
+            raise ProblemError(
+                f"reference: it failed ({Path(frame.filename).name}, line {frame.lineno}): {type(error).__name__}: {error}"
+            ) from error
         if not isinstance(found, Reference):
             raise ProblemError(f"reference: expected a Reference; got {type(found).__name__}.")
         if found.points.shape[1] != len(self.coordinates) or not set(found.values) <= set(self.unknowns):
@@ -240,6 +249,8 @@ def _validate_exact(problem: Problem) -> None:
     for name, function in (problem.exact or {}).items():  # type: ignore[union-attr]
         if name not in problem.unknowns:
             raise ProblemError(f"exact: {name!r} is no unknown; the unknowns are {', '.join(problem.unknowns)}.")
+        if not callable(function):
+            raise ProblemError(f"exact {name!r}: expected a function of coordinates; got {function!r}.")
         known = (*problem.coordinates, *problem.parameters)
         for need in parameters_of(function):
             if need not in known:
