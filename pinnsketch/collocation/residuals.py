@@ -136,7 +136,8 @@ def failure(function: Callable[..., Any], error: Exception) -> str:
     lines = traceback.extract_tb(error.__traceback__)
     code = getattr(unwrap(function), "__code__", None)
     line = next((frame for frame in reversed(lines) if code and frame.filename == code.co_filename), lines[-1])
-    return f"{Path(line.filename).name}, line {line.lineno}): {type(error).__name__}: {str(error).rstrip('.')}{_hint(function, error)}"
+    place, why = f"{Path(line.filename).name}, line {line.lineno}", f"{type(error).__name__}: {error}".rstrip(".")
+    return f"{place}): {why}{_hint(function, error)}"
 
 
 def _hint(function: Callable[..., Any], error: Exception) -> str:
