@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 TEMPLATES = Path(__file__).parent / "templates"
-SOLVED, WRONG_INPUT, NON_FINITE, INTERRUPTED = 0, 2, 3, 130
+SOLVED, WRONG_INPUT, NON_FINITE, UNWRITTEN, INTERRUPTED = 0, 2, 3, 4, 130
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -302,7 +302,9 @@ def _finish(run: Any, as_json: bool) -> None:
         _leave(f"Interrupted at step {solution.metrics['steps']}. Go on with: pinnsketch resume {run.folder}", INTERRUPTED)
     if solution.outcome == "non-finite":
         _leave(_non_finite(run), NON_FINITE)
-    if not as_json and not run.trouble:
+    if run.trouble:
+        raise _Left(UNWRITTEN)
+    if not as_json:
         print(f"Written to {run.folder}")
 
 
