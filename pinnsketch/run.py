@@ -263,6 +263,7 @@ class Run(Running):
             "relative_l2": self.task.error(self.trial),
             "reference_error": self.problem.tabulated.error if self.problem.tabulated else None,
             "unknowns": {name: self._estimate(name, value) for name, value in self.trial.values().items()},
+            "measured": [name for name, term in self.problem.terms.items() if isinstance(term.where, Data)],
             "monitor": {**found["monitor"], **self._similarity(), **self._covariance()},
         }
 

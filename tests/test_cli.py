@@ -20,6 +20,7 @@ from matplotlib.image import imread
 from pinnsketch import Solution, __version__, checkpoint
 from pinnsketch.cli import main
 from pinnsketch.config import read_config
+from pinnsketch.report.tables import metrics_table, number
 
 ROOT = Path(__file__).parents[1]
 OURS_FIRST = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -244,6 +245,17 @@ def test_compare_sets_two_run_folders_side_by_side(solved, printed):
     assert result["identical"] is True
     assert result["first"] == result["second"] == {"folder": str(solved[0]), **read_json(solved[0] / "metrics.json")}
     assert "different" in other.out
+    limits = [read_json(run[0] / "metrics.json")["estimate"]["limit"] for run in (solved, printed)]
+    (line,) = [line for line in other.out.splitlines() if "at most" in line]
+    assert [cell.strip() for cell in line.split("│")[2:4]] == [number(limit) for limit in limits]
+
+
+def test_the_limit_of_a_solution_from_data_is_said_to_take_them_for_exact():
+    limit = {"correction": 0.01, "limit": 0.05, "coefficients": {}}
+    for measured in ([], ["probes"]):
+        metrics = {"relative_l2": None, "unknowns": {}, "losses": {}, "steps": 1, "seconds": 1.0, "monitor": {"bytes": 0}}
+        table = metrics_table(metrics | {"estimate": limit, "measured": measured})
+        assert ("0.01, at most 0.05, were the data exact" in [*table.columns[1].cells]) == bool(measured)
 
 
 def test_compare_writes_two_folders_where_it_is_told(solved):

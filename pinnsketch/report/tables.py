@@ -32,6 +32,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     elif guess:
         free = [name for name, off in guess["coefficients"].items() if not isfinite(float(off))]
         most = f"no residual says what {' and '.join(free)} is" if free else f"at most {number(guess['limit'])}"
+        most += ", were the data exact" if metrics.get("measured") and not free else ""
         table.add_row("estimated relative L2 error", f"{number(guess['correction'])}, {most}")
     for name, found in metrics["unknowns"].items():
         off = f", off by {100 * found['relative_error']:.2g} %" if found["relative_error"] is not None else ""
@@ -133,7 +134,9 @@ def folders_table(result: Mapping[str, Any]) -> Table:
     table = Table("", *(run["folder"] for run in runs))
     for label, key in (("outcome", "outcome"), ("seconds", "seconds"), ("steps", "steps"), ("loss", "loss")):
         table.add_row(label, *(number(run[key]) for run in runs))
-    table.add_row("relative L2 error", *(number((run["relative_l2"] or {}).get("overall")) for run in runs))
+    table.add_row("relative L2 error", *(number((run.get("relative_l2") or {}).get("overall")) for run in runs))
+    for label, key in (("  as estimated", "correction"), ("  at most", "limit")):
+        table.add_row(label, *(number((run.get("estimate") or {}).get(key)) for run in runs))
     table.add_row("findings", *(str(len(run["monitor"]["findings"])) for run in runs))
     table.add_row("parameters", "identical bit for bit" if result["identical"] else "different", "")
     return table
