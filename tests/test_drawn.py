@@ -19,10 +19,14 @@ from pinnsketch.trial import Trial
 F64 = torch.float64
 
 
-def made(draw="residual", interior=60, width=8, device="cpu"):
+def bump(u, x, y):
+    return u.xx + u.yy - torch.exp(-100 * ((x - 0.8) ** 2 + (y - 0.2) ** 2))
+
+
+def made(draw="residual", interior=60, width=8, device="cpu", law=bump):
     box = Box(x=(0, 1), y=(0, 1))
     terms = {
-        "bump": Term(box.interior, lambda u, x, y: u.xx + u.yy - torch.exp(-100 * ((x - 0.8) ** 2 + (y - 0.2) ** 2))),
+        "bump": Term(box.interior, law),
         "sides": Term(box.boundary, lambda u: u, weight=10.0),
     }
     network = MLP(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), width=width, depth=2, generator=torch.Generator().manual_seed(0))
@@ -77,6 +81,18 @@ def test_on_a_gpu_the_choice_is_replayed_and_gives_what_it_gives_one_by_one():
                 p.mul_(0.9)
     for found, values in earlier:
         assert all(map(torch.equal, tensors_of(found), values))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_choice_by_residuals_that_differentiate_expressions_is_that_of_a_cpu():
+    def law(u, x, y):
+        return div_grad(1 + x * x + y, u) - 1
+
+    (here, on_cpu), (there, on_gpu) = made(law=law), made(device="cuda", law=law)
+    for draw in range(3):
+        for a, b in zip(on_cpu.chosen(here, draw), on_gpu.chosen(there, draw), strict=True):
+            torch.testing.assert_close(a.x, b.x.cpu(), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(a.factor, b.factor.cpu(), rtol=1e-8, atol=1e-8)
 
 
 def pool(task, number):
