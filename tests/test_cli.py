@@ -20,7 +20,8 @@ from matplotlib.image import imread
 from pinnsketch import Solution, __version__, checkpoint
 from pinnsketch.cli import main
 from pinnsketch.config import read_config
-from pinnsketch.report.tables import metrics_table, number
+from pinnsketch.report.tables import comparison_table, metrics_table, number
+from pinnsketch.solve import median_interval
 
 ROOT = Path(__file__).parents[1]
 OURS_FIRST = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -256,6 +257,18 @@ def test_the_limit_of_a_solution_from_data_is_said_to_take_them_for_exact():
         metrics = {"relative_l2": None, "unknowns": {}, "losses": {}, "steps": 1, "seconds": 1.0, "monitor": {"bytes": 0}}
         table = metrics_table(metrics | {"estimate": limit, "measured": measured})
         assert ("0.01, at most 0.05, were the data exact" in [*table.columns[1].cells]) == bool(measured)
+
+
+@pytest.mark.parametrize(("rounds", "words"), [(5, "least to greatest"), (6, "95 % interval")])
+def test_a_comparison_of_few_rounds_has_no_interval(rounds, words):
+    result = {
+        "relative_l2": {"with": 0.1, "without": 0.1},
+        "overhead": median_interval([1.0 + k / 10 for k in range(rounds)]),
+        "seconds": {"with": 1.0, "without": 1.0},
+        "identical": True,
+        "monitor": {"bytes": 1},
+    }
+    assert f"  {words}" in [*comparison_table(result).columns[0].cells]
 
 
 def test_compare_writes_two_folders_where_it_is_told(solved):

@@ -11,6 +11,9 @@ from rich.table import Table
 
 from pinnsketch.check import TermCheck
 
+SURE = 6
+"""Rounds from which the least and the greatest have the median between them in 95 % of cases: 1 - 2^(1 - n)."""
+
 
 def number(value: Any) -> str:
     """A number with three digits, or a dash."""
@@ -123,7 +126,9 @@ def comparison_table(result: Mapping[str, Any]) -> Table:
     table.add_row("parameters", "identical bit for bit" if result["identical"] else "[red]different[/]", "")
     table.add_row("time per step", f"{overhead['median']:.3f} x" if overhead["median"] else "-", "1 x")
     if overhead["median"]:
-        table.add_row("  95 % interval", f"{overhead['low']:.3f} to {overhead['high']:.3f} ({overhead['rounds']} rounds)", "")
+        few = overhead["rounds"] < SURE
+        words = f"{overhead['low']:.3f} to {overhead['high']:.3f} ({overhead['rounds']} rounds{', too few' if few else ''})"
+        table.add_row("  least to greatest" if few else "  95 % interval", words, "")
     table.add_row("monitor memory", f"{result['monitor']['bytes']:,} bytes", "0 bytes")
     return table
 
