@@ -58,7 +58,7 @@ def check(problem: Problem, **points: Any) -> tuple[list[TermCheck], list[str]]:
 
     Args:
         problem: what to check.
-        points: number of points, as for Collocation.
+        points: number of points, and weights, as for Collocation.
 
     Returns: a TermCheck for each term, and warnings.
 

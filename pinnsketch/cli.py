@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 TEMPLATES = Path(__file__).parent / "templates"
-SOLVED, WRONG_INPUT, NON_FINITE, INTERRUPTED = 0, 2, 3, 130
+SOLVED, WRONG_INPUT, NON_FINITE, UNWRITTEN, INTERRUPTED = 0, 2, 3, 4, 130
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -234,7 +234,7 @@ def check(
     settings, folder = (None, Path.cwd()) if problem in names("problems") else find_config(problem)
     source = find_problem(settings.problem if settings else problem, folder)
     loaded = load_problem(source, settings.parameters if settings else {})
-    points = settings.points.model_dump(exclude={"resample", "test"}) if settings else {}
+    points = settings.points.model_dump(exclude={"resample", "test"}) | {"weights": settings.weights} if settings else {}
     checks, warnings = check_problem(loaded, **points)
     _show({"terms": [asdict(c) for c in checks], "warnings": warnings}, as_json, check_table(checks))
     for warning in warnings:
@@ -302,7 +302,9 @@ def _finish(run: Any, as_json: bool) -> None:
         _leave(f"Interrupted at step {solution.metrics['steps']}. Go on with: pinnsketch resume {run.folder}", INTERRUPTED)
     if solution.outcome == "non-finite":
         _leave(_non_finite(run), NON_FINITE)
-    if not as_json and not run.trouble:
+    if run.trouble:
+        raise _Left(UNWRITTEN)
+    if not as_json:
         print(f"Written to {run.folder}")
 
 

@@ -25,6 +25,8 @@ SMALL = 1 << 15
 """Numbers in a layer's activations up to which torch works on one thread anyway, but for matrix products."""
 PROBE = 64
 """Points at which the monitor sketches activations."""
+MINUTE = 60.0
+"""Seconds of training after which a checkpoint is due, however few steps that are."""
 
 
 class Course:
@@ -79,7 +81,7 @@ class Course:
         self.place, self.warnings = Folder(folder), list(warnings)
         self.total = sum(stage.steps for stage in schedule)
         self.gradient = Gradient(self._evaluated, task, compile, self.total)
-        self.seconds, self._began, self._known = 0.0, 0.0, 0
+        self.seconds, self._began, self._kept, self._known = 0.0, 0.0, 0.0, 0
         self.outcome: str | None = None
         self.last: Step | None = None
         self._state: dict[str, Any] | None = None
@@ -110,7 +112,7 @@ class Course:
 
     def steps(self) -> Iterator[Step]:
         """Train to the end of the schedule, from where the run stands."""
-        self._began = time.perf_counter() - self.seconds
+        self._began, self._kept = time.perf_counter() - self.seconds, self.seconds
         given: Any = {"resample": self._resample, "state": self._train_state(), "gradient": self.gradient}
         for step in train(self._evaluated, self._task, self._schedule, **given):
             self._follow()
@@ -153,9 +155,11 @@ class Course:
         self.history.append(row)
 
     def keep(self, step: Step, every: int) -> None:
-        """Write a checkpoint where one is due, and stop the clock of the step."""
-        if step.index % every == 0 and step.finite:
+        """Write a checkpoint where one is due, by steps or by time, and stop the clock of the step."""
+        due = step.index % every == 0 or time.perf_counter() - self._began - self._kept >= MINUTE
+        if due and step.finite:
             self.place.save(self.state_dict)
+            self._kept = time.perf_counter() - self._began
         self.seconds = time.perf_counter() - self._began
 
     def stop(self, why: str) -> None:
@@ -239,7 +243,9 @@ def expect_checkpoint(folder: Path) -> None:
         RunError: if there is none.
     """
     if not (folder / "checkpoint.pt").is_file():
-        raise RunError(f"{folder} holds no checkpoint.pt: there is nothing to go on with. Is it a run folder?")
+        again = f"It ended before the first one: begin again with pinnsketch solve {folder}/config.yaml"
+        more = again if (folder / "config.yaml").is_file() else "Is it a run folder?"
+        raise RunError(f"{folder} holds no checkpoint.pt: there is nothing to go on with. {more}")
 
 
 class Running(Protocol):

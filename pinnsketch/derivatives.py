@@ -203,7 +203,12 @@ def differentiate(y: Tensor, columns: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Derivatives of `y (n, 1)`, whose row i depends on row i of the columns alone, along each column `(n, 1)`.
 
     A `y` that does not depend on a column has derivative zero there.
+
+    Raises:
+        RuntimeError: where torch records no operations, so that this cannot be told.
     """
+    if not torch.is_grad_enabled():
+        raise RuntimeError("An expression cannot be differentiated under torch.no_grad().")
     if not y.requires_grad:
         return tuple(torch.zeros_like(column) for column in columns)
     # Of the sum: given slopes of the outputs, torch loads sympy to compare their shapes, which takes half a second.

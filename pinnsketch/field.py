@@ -97,6 +97,9 @@ class Field:
     def __getitem__(self, key: Any) -> Tensor:
         return self.value[key]
 
+    def __call__(self, *at: Any) -> Tensor:
+        raise FieldError(f"{self._name} is no function but its values at the points of the term: write {self._name} alone.")
+
     def __repr__(self) -> str:
         return f"<unknown {self._name}({', '.join(self._coordinates)})>"
 

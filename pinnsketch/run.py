@@ -263,6 +263,7 @@ class Run(Running):
             "relative_l2": self.task.error(self.trial),
             "reference_error": self.problem.tabulated.error if self.problem.tabulated else None,
             "unknowns": {name: self._estimate(name, value) for name, value in self.trial.values().items()},
+            "measured": [name for name, term in self.problem.terms.items() if isinstance(term.where, Data)],
             "monitor": {**found["monitor"], **self._similarity(), **self._covariance()},
         }
 
@@ -363,20 +364,21 @@ def _most_stages(schedule: list[Stage]) -> int:
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """While open, Ctrl-C lets the present step end: it fills the list that is given. A second one interrupts at once."""
-    asked: list[int] = []
+    """While open, Ctrl-C lets the present step end: it fills the list that is given. A second one interrupts at once.
+
+    So does SIGTERM, by which a scheduler says that time is up.
+    """
+    asked, before = list[int](), dict[int, Any]()
 
     def note(number: int, frame: Any) -> None:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
 
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not in the main thread: leave Ctrl-C as it is
-        yield asked
-        return
+    with suppress(ValueError):  # not in the main thread: leave signals as they are
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

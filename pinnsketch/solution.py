@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,13 @@ from torch import nn
 
 from pinnsketch import checkpoint
 from pinnsketch.collocation import Collocation
+from pinnsketch.derivatives import Linked, Nested, Widened
 from pinnsketch.estimate import estimated
+from pinnsketch.field import Field
 from pinnsketch.health import Health
 from pinnsketch.marching import time_of
 from pinnsketch.network import build
-from pinnsketch.problem import Problem
+from pinnsketch.problem import Problem, parameters_of
 from pinnsketch.trial import Trial
 
 if TYPE_CHECKING:
@@ -101,12 +103,48 @@ class Solution:
         Raises:
             ValueError: if a coordinate is missing or unknown.
         """
+        x, shape = self._points(coordinates)
+        found = {name: column.reshape(shape) for name, column in zip(self.unknowns, self.at(x).T, strict=True)}
+        return found if len(found) > 1 else next(iter(found.values()))
+
+    def evaluate(self, expression: Callable[..., Any], **coordinates: ArrayLike) -> Values:
+        """What is written as a residual is, at points given by coordinate name: `evaluate(lambda u: u.x, x=0.5, y=0.1)`.
+
+        Args:
+            expression: a function of unknowns, coordinates, parameters and coefficients by name, which returns one number a
+                point; of a loaded solution the parameters that are numbers are not known.
+            coordinates: of the points, arrays that broadcast.
+
+        Raises:
+            ValueError: if a coordinate or what the expression asks for is not known, or it gives more or less than that.
+        """
+        x, shape = self._points(coordinates)
+        like, points = next(self.trial.parameters()), torch.as_tensor(x)
+        points = points.to(like.device)
+        derivatives = Linked(Widened(Nested(self.trial.network, points.to(like.dtype)), points), points)
+        names: dict[str, Any] = dict(zip(self.coordinates, derivatives.columns, strict=True))
+        names |= {name: Field(name, k, self.coordinates, derivatives) for k, name in enumerate(self.unknowns)}
+        names |= {**(self.problem.numbers if self.problem else {}), **self.trial.coefficients}
+        needs = parameters_of(expression)
+        for need in needs:
+            if need not in names:
+                raise ValueError(f"evaluate: the expression asks for {need!r}; it may ask for {', '.join(names)}.")
+        found = expression(**{need: names[need] for need in needs})
+        found = torch.as_tensor(found.value if isinstance(found, Field) else found)
+        if found.shape != (len(x), 1):
+            raise ValueError(f"evaluate: expected one number a point, ({len(x)}, 1); got shape {tuple(found.shape)}.")
+        return found.detach().double().cpu().numpy().reshape(shape)
+
+    def _points(self, coordinates: Mapping[str, ArrayLike]) -> tuple[Values, tuple[int, ...]]:
+        """Points `(n, d)`, and the shape in which they were given.
+
+        Raises:
+            ValueError: if a coordinate is missing or unknown.
+        """
         if set(coordinates) != set(self.coordinates):
             raise ValueError(f"Expected the coordinates {', '.join(self.coordinates)}; got {', '.join(coordinates) or 'none'}.")
         arrays = np.broadcast_arrays(*(np.asarray(coordinates[name], dtype=float) for name in self.coordinates))
-        x = np.stack([array.reshape(-1) for array in arrays], axis=1)
-        found = {name: column.reshape(arrays[0].shape) for name, column in zip(self.unknowns, self.at(x).T, strict=True)}
-        return found if len(found) > 1 else next(iter(found.values()))
+        return np.stack([array.reshape(-1) for array in arrays], axis=1), arrays[0].shape
 
     def at(self, x: Values) -> Values:
         """Values `(n, m)` at points `(n, d)`."""

@@ -20,6 +20,8 @@ from matplotlib.image import imread
 from pinnsketch import Solution, __version__, checkpoint
 from pinnsketch.cli import main
 from pinnsketch.config import read_config
+from pinnsketch.report.tables import comparison_table, metrics_table, number
+from pinnsketch.solve import median_interval
 
 ROOT = Path(__file__).parents[1]
 OURS_FIRST = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -244,6 +246,29 @@ def test_compare_sets_two_run_folders_side_by_side(solved, printed):
     assert result["identical"] is True
     assert result["first"] == result["second"] == {"folder": str(solved[0]), **read_json(solved[0] / "metrics.json")}
     assert "different" in other.out
+    limits = [read_json(run[0] / "metrics.json")["estimate"]["limit"] for run in (solved, printed)]
+    (line,) = [line for line in other.out.splitlines() if "at most" in line]
+    assert [cell.strip() for cell in line.split("│")[2:4]] == [number(limit) for limit in limits]
+
+
+def test_the_limit_of_a_solution_from_data_is_said_to_take_them_for_exact():
+    limit = {"correction": 0.01, "limit": 0.05, "coefficients": {}}
+    for measured in ([], ["probes"]):
+        metrics = {"relative_l2": None, "unknowns": {}, "losses": {}, "steps": 1, "seconds": 1.0, "monitor": {"bytes": 0}}
+        table = metrics_table(metrics | {"estimate": limit, "measured": measured})
+        assert ("0.01, at most 0.05, were the data exact" in [*table.columns[1].cells]) == bool(measured)
+
+
+@pytest.mark.parametrize(("rounds", "words"), [(5, "least to greatest"), (6, "95 % interval")])
+def test_a_comparison_of_few_rounds_has_no_interval(rounds, words):
+    result = {
+        "relative_l2": {"with": 0.1, "without": 0.1},
+        "overhead": median_interval([1.0 + k / 10 for k in range(rounds)]),
+        "seconds": {"with": 1.0, "without": 1.0},
+        "identical": True,
+        "monitor": {"bytes": 1},
+    }
+    assert f"  {words}" in [*comparison_table(result).columns[0].cells]
 
 
 def test_compare_writes_two_folders_where_it_is_told(solved):
@@ -281,6 +306,20 @@ def test_check_of_a_problem_without_exact_solution_says_so_and_passes():
     assert {(term["verdict"], term["residual"]) for term in json.loads(ended.out)["terms"]} == {("no exact solution", None)}
 
 
+def test_check_shows_every_name_whole_in_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    Path("open.py").write_text(PROBLEM.format(sign="+", exact="").replace('"decay":', '"imaginary_part_of_the_law":'))
+    ended = pinnsketch("check", "open.py")
+    assert "imaginary_part_of_the_law" in ended.out
+    assert "there is no exact solution to test against" in " ".join(ended.out.split())
+
+
+def test_check_tells_of_weights_of_terms_that_are_not_there():
+    Path("w.yaml").write_text(Path("c.yaml").read_text() + "weights: {nix: 3}\n")
+    ended = pinnsketch("check", "w.yaml")
+    assert (ended.code, ended.err) == (2, "Error: weights: there is no term 'nix'; the terms are poisson, sides.")
+
+
 @pytest.mark.parametrize("word", ["poisson", "c.yaml"])
 def test_check_takes_a_shipped_name_and_a_config(word):
     ended = pinnsketch("check", word)
@@ -300,9 +339,19 @@ def test_a_new_problem_is_checked_and_solved_as_it_is_written():
     assert ended.out.startswith("Wrote mine.py and mine.yaml.")
     assert pinnsketch("check", "mine.py").code == 0
     text = Path("mine.yaml").read_text()
-    Path("mine.yaml").write_text(text.replace("steps: 300", "steps: 3").replace("steps: 1000", "steps: 3"))
+    first, _, other = text.partition("# Or ")
+    assert read_config(Path("mine.yaml")).train.schedule == ()  # auto
+    chosen = first.replace("train:", "# train:") + "# " + other.replace("\n# ", "\n")
+    Path("mine.yaml").write_text(chosen.replace("steps: 300", "steps: 3").replace("steps: 1000", "steps: 3"))
     assert "steps: 3," in Path("mine.yaml").read_text()
     assert pinnsketch("solve", "mine.yaml").out.rstrip().endswith("Written to runs/mine")
+
+
+@pytest.mark.usefixtures("numbers_only")
+def test_a_new_problem_is_solved_to_ten_digits_by_default():
+    pinnsketch("new", "problem", "mine")
+    ended = pinnsketch("solve", "mine.yaml", "--json")
+    assert json.loads(ended.out)["relative_l2"]["overall"] < 1e-10
 
 
 def test_a_new_problem_overwrites_nothing():
@@ -433,15 +482,17 @@ def test_ctrl_c_while_a_method_is_chosen_says_that_there_is_nothing_to_go_on_wit
     assert not Path("runs/auto").exists()
 
 
-def test_a_second_ctrl_c_ends_at_once():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_first_signal_lets_the_step_end_and_a_second_ends_at_once(number):
     from pinnsketch.run import interruptible
 
+    before = signal.getsignal(number)
     with interruptible() as asked:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         assert asked
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
 
 
 def test_a_comparison_stopped_by_ctrl_c_compares_the_steps_until_then(monkeypatch):

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from pinnsketch import Box, Problem, Term
+from pinnsketch import Box, Problem, Term, diff, div, div_grad, grad
 from pinnsketch.blocks import along_curve
 from pinnsketch.collocation import Collocation
 from pinnsketch.compiled import Replay, tensors_of
@@ -19,10 +19,14 @@ from pinnsketch.trial import Trial
 F64 = torch.float64
 
 
-def made(draw="residual", interior=60, width=8, device="cpu"):
+def bump(u, x, y):
+    return u.xx + u.yy - torch.exp(-100 * ((x - 0.8) ** 2 + (y - 0.2) ** 2))
+
+
+def made(draw="residual", interior=60, width=8, device="cpu", law=bump):
     box = Box(x=(0, 1), y=(0, 1))
     terms = {
-        "bump": Term(box.interior, lambda u, x, y: u.xx + u.yy - torch.exp(-100 * ((x - 0.8) ** 2 + (y - 0.2) ** 2))),
+        "bump": Term(box.interior, law),
         "sides": Term(box.boundary, lambda u: u, weight=10.0),
     }
     network = MLP(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), width=width, depth=2, generator=torch.Generator().manual_seed(0))
@@ -79,6 +83,18 @@ def test_on_a_gpu_the_choice_is_replayed_and_gives_what_it_gives_one_by_one():
         assert all(map(torch.equal, tensors_of(found), values))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_choice_by_residuals_that_differentiate_expressions_is_that_of_a_cpu():
+    def law(u, x, y):
+        return div_grad(1 + x * x + y, u) - 1
+
+    (here, on_cpu), (there, on_gpu) = made(law=law), made(device="cuda", law=law)
+    for draw in range(3):
+        for a, b in zip(on_cpu.chosen(here, draw), on_gpu.chosen(there, draw), strict=True):
+            torch.testing.assert_close(a.x, b.x.cpu(), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(a.factor, b.factor.cpu(), rtol=1e-8, atol=1e-8)
+
+
 def pool(task, number):
     return task.batch(number, DRAWS["residual"])
 
@@ -105,6 +121,30 @@ def test_residuals_at_many_points_which_are_evaluated_in_pieces_are_in_the_order
     trial, batch = made()[0], task.batch()
     r, _ = task.linearize(trial, batch)
     torch.testing.assert_close(torch.cat(list(task.scaled(trial, batch).values())), r)
+
+
+DIFFERENTIATED = {
+    "a coefficient": lambda u, x, y: div_grad(1 + x * x + y, u),
+    "a flux": lambda u, x, y: div((1 + x * y) * grad(u), x, y) - 1,
+    "a product": lambda u, x: diff(u * u.x, x),
+}
+
+
+@pytest.mark.parametrize("law", DIFFERENTIATED)
+def test_residuals_that_differentiate_expressions_are_the_same_without_a_gradient(law):
+    box = Box(x=(0, 1), y=(0, 1))
+    task = Collocation(Problem(box, "u", {"law": Term(box.interior, DIFFERENTIATED[law])}), interior=50)
+    trial, batch = made()[0], task.batch()
+    expected = task.residuals(trial, batch)["law"].detach()
+    torch.testing.assert_close(task.scaled(trial, batch)["law"] * 50**0.5, expected[:, 0])
+    with torch.no_grad():
+        torch.testing.assert_close(task.residuals(trial, batch)["law"], expected)
+
+
+def test_an_expression_is_not_differentiated_where_nothing_is_recorded():
+    x = torch.ones(3, 1, requires_grad=True)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="cannot be differentiated under"):
+        diff(x**2, x)
 
 
 def test_pieces_of_a_drawn_block_add_up_to_it():

@@ -9,7 +9,7 @@ from torch import nn, sin
 
 from pinnsketch.collocation import Collocation, relative_l2
 from pinnsketch.derivatives import Nested
-from pinnsketch.geometry import Box, EmptyRegion
+from pinnsketch.geometry import Box, Disk, EmptyRegion
 from pinnsketch.network import MLP
 from pinnsketch.problem import Data, Problem, ProblemError, Term, Unknown, parameters_of
 from pinnsketch.trial import Trial
@@ -204,6 +204,15 @@ def test_check_refuses_a_network_with_the_wrong_number_of_outputs():
 def test_check_warns_of_what_no_residual_reads():
     task = Collocation(problem(unknowns="u v", parameters={"nu": 0.1, "rho": 1.0}), **SMALL)
     assert task.check(trial(task)) == [f"{name!r} is read by no residual: is it needed?" for name in ("v", "rho")]
+
+
+def test_data_outside_of_the_domain_is_warned_of_with_its_first_place():
+    disk = Disk(radius=1)
+    seen = {"x": [0.0, 1.0, 0.8, 3.0], "y": [0.0, 0.0, 0.8, 0.0], "u_seen": [0.0] * 4}
+    terms = {"law": Term(disk.interior, lambda u: u.xx), "probes": Term(Data(seen), lambda u, u_seen: u - u_seen)}
+    task = Collocation(Problem(disk, "u", terms), interior=20)
+    expected = "Term 'probes': 2 of 4 data points lie outside the domain, first x=0.8, y=0.8."
+    assert task.check(trial(task)) == [expected]
 
 
 def test_check_is_silent_on_a_sound_problem():

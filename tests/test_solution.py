@@ -10,11 +10,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from pinnsketch import Box, Data, Problem, Solution, Term, Unknown, checkpoint, solve
+from pinnsketch import Box, Data, Problem, Solution, Term, Unknown, checkpoint, diff, solve
 from pinnsketch.checkpoint import CheckpointError
 from pinnsketch.config import ConfigError
 from pinnsketch.problem import ProblemError
-from pinnsketch.report.figures import _colors
+from pinnsketch.report.figures import _colors, gradients_figure, losses_figure
 
 # torch says this once in a process: see test_cli.py, test_a_run_with_an_unknown_coefficient_warns_of_nothing
 FAST = {
@@ -62,6 +62,29 @@ def plane():
 @pytest.fixture(scope="module")
 def flow():
     return fast("kovasznay")
+
+
+def test_an_expression_of_derivatives_is_evaluated_as_a_residual_is(plane, flow, tmp_path):
+    x, y, step = np.linspace(0.1, 0.9, 7)[:, None], np.array([0.2, 0.7]), 1e-4
+    slope = (plane(x=x + step, y=y) - plane(x=x - step, y=y)) / (2 * step)
+    np.testing.assert_allclose(plane.evaluate(lambda u: u.x, x=x, y=y), slope, atol=1e-7)
+    np.testing.assert_array_equal(plane.evaluate(lambda u: u, x=x, y=y), plane(x=x, y=y))
+    product = plane.evaluate(lambda u, x, y: diff(x * u * u.y, y), x=x, y=y)
+    np.testing.assert_allclose(product, plane.evaluate(lambda u, x: x * (u.y**2 + u * u.yy), x=x, y=y), atol=1e-12)
+    plane.save(tmp_path / "plane.pt")
+    again = Solution.load(tmp_path / "plane.pt")
+    np.testing.assert_allclose(again.evaluate(lambda u: u.x, x=0.5, y=0.5), plane.evaluate(lambda u: u.x, x=0.5, y=0.5))
+    vorticity, re = flow.evaluate(lambda u, v: v.x - u.y, x=x, y=y), flow.evaluate(lambda u, re: u * 0 + re, x=0, y=0)
+    assert (vorticity.shape, float(re)) == ((7, 2), 40)
+
+
+def test_an_expression_that_asks_for_what_is_not_there_is_refused(plane):
+    with pytest.raises(ValueError, match="the expression asks for 'w'; it may ask for x, y, u"):
+        plane.evaluate(lambda w: w, x=0, y=0)
+    with pytest.raises(ValueError, match=r"expected one number a point, \(3, 1\); got shape \(\)"):
+        plane.evaluate(lambda u: u.x.sum(), x=[0, 0.5, 1], y=0)
+    with pytest.raises(ValueError, match="Expected the coordinates x, y; got x"):
+        plane.evaluate(lambda u: u.x, x=0)
 
 
 def test_a_problem_a_shipped_name_and_a_file_are_solved_alike(tmp_path, monkeypatch):
@@ -225,6 +248,14 @@ def test_a_plot_shows_found_exact_error_and_residual(d, panels, maps):
     assert (len(drawn), len(figure.axes) - len(drawn)) == (panels, maps)
     assert drawn[0].get_xlabel() == "x (dimensionless)"
     assert (figure.get_suptitle() == "at z = 0.5") == (d == 3)
+
+
+def test_few_steps_are_drawn_as_points_and_many_as_a_line():
+    for steps, marker in ((3, "."), (30, "None")):
+        solution = fast(box(1), train={"method": "adam", "steps": steps, "log": 1})
+        lines = [line for make in (losses_figure, gradients_figure) for axes in make(solution).axes for line in axes.lines]
+        assert {line.get_marker() for line in lines} <= {marker, ""}
+        assert len(lines) > 5
 
 
 def test_a_plot_without_exact_solution_shows_found_and_residual():

@@ -23,7 +23,7 @@ from pinnsketch.derivatives import Derivatives
 from pinnsketch.jets import Jacobian, Outer, Use, by_point, by_rows, by_uses
 from pinnsketch.layers import exact
 from pinnsketch.points import DRAWS, Cell
-from pinnsketch.problem import Problem, ProblemError, check_names, unread
+from pinnsketch.problem import Problem, ProblemError, check_names, outside, unread
 from pinnsketch.slabs import Slabs
 from pinnsketch.trial import Trial
 
@@ -322,7 +322,8 @@ class Collocation:
             x, exacts = self._truth.values
             for name, values in exacts.items():
                 require_finite(f"exact {name!r}: it", values.detach(), x, self.problem.coordinates)
-        return [f"{name!r} is read by no residual: is it needed?" for name in unread(self.problem)] + self.notes
+        odd = [f"{name!r} is read by no residual: is it needed?" for name in unread(self.problem)] + outside(self.problem)
+        return odd + self.notes
 
     def _expect_periodic(self, what: str, function: Forward, advice: str) -> None:
         """Refuse a function that differs between the ends of a periodic coordinate."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from inspect import unwrap
+from inspect import signature, unwrap
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,8 @@ class Residuals:
             derivatives = Widened(derivatives, block.x)
         if plan.linked or (plan.streams is None and trial.dtype != block.x.dtype):
             derivatives = Linked(derivatives, block.x)
-        return self.evaluate_all(trial, block, derivatives)
+        with torch.set_grad_enabled(torch.is_grad_enabled() or plan.linked):  # without a graph, `diff` would give zero
+            return self.evaluate_all(trial, block, derivatives)
 
     def evaluate_all(self, trial: Trial, block: Block, derivatives: Derivatives) -> dict[str, Tensor]:
         """Those of a block by term, given derivatives at its points."""
@@ -99,7 +100,7 @@ class Residuals:
         term = self._problem.terms[name]
         try:
             residual = term.residual(**{need: names[need] for need in term.needs})
-        except NoRule:
+        except (NoRule, ProblemError):  # which says itself what failed, as an exact solution that stands for the unknowns
             raise
         except FieldError as error:
             raise ProblemError(f"Term {name!r}: {error}") from None
@@ -135,9 +136,21 @@ def failure(function: Callable[..., Any], error: Exception) -> str:
     lines = traceback.extract_tb(error.__traceback__)
     code = getattr(unwrap(function), "__code__", None)
     line = next((frame for frame in reversed(lines) if code and frame.filename == code.co_filename), lines[-1])
+    place, why = f"{Path(line.filename).name}, line {line.lineno}", f"{type(error).__name__}: {error}".rstrip(".")
+    return f"{place}): {why}{_hint(function, error)}"
+
+
+def _hint(function: Callable[..., Any], error: Exception) -> str:
+    """What to write in place of what failed, where that is a common slip."""
     asked = getattr(error, "name", None) if isinstance(error, NameError) else None
-    hint = f". If {asked!r} belongs to the problem, add it to the parameters of {function.__name__}" if asked else ""
-    return f"{Path(line.filename).name}, line {line.lineno}): {type(error).__name__}: {error}{hint}"
+    if asked:
+        unknown, _, axes = asked.partition("_")
+        if axes and unknown in signature(function).parameters:
+            return f". A derivative is written {unknown}.{axes}"
+        return f". If {asked!r} belongs to the problem, add it to the parameters of {function.__name__}"
+    if any(words in str(error) for words in ("numpy() on Tensor", "converted to Python scalars", "loop of ufunc")):
+        return ". In a problem use functions of torch, as torch.sin: those of numpy and math have no derivatives"
+    return ""
 
 
 def _one_row_a_point(residual: Tensor, n: int) -> bool:

@@ -2,8 +2,19 @@
 
 from pinnsketch.problem.data import Data
 from pinnsketch.problem.error import ProblemError
-from pinnsketch.problem.problem import Problem, check_names, unread
+from pinnsketch.problem.problem import Problem, check_names, outside, unread
 from pinnsketch.problem.reference import Reference
 from pinnsketch.problem.term import Term, Unknown, parameters_of
 
-__all__ = ["Data", "Problem", "ProblemError", "Reference", "Term", "Unknown", "check_names", "parameters_of", "unread"]
+__all__ = [
+    "Data",
+    "Problem",
+    "ProblemError",
+    "Reference",
+    "Term",
+    "Unknown",
+    "check_names",
+    "outside",
+    "parameters_of",
+    "unread",
+]

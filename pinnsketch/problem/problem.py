@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
+from traceback import extract_tb
 
 import numpy as np
 import torch
@@ -64,6 +65,9 @@ class Problem:
             if len(names) != 1:
                 raise ProblemError(f"exact: give a function for each of {', '.join(names)}, as in exact={{{names[0]!r}: ...}}.")
             object.__setattr__(self, "exact", {names[0]: self.exact})
+        if not isinstance(self.terms, Mapping):
+            got = f"got {type(self.terms).__name__}"
+            raise ProblemError(f'terms: expected a dict by name, as in {{"law": Term(domain.interior, law)}}; {got}.')
         named, terms = partial(spread, names=self.coordinates), dict(self.terms)
         for name, term in terms.items():
             terms[name] = replace(term, residual=named(term.residual)) if isinstance(term, Term) else term
@@ -93,7 +97,15 @@ class Problem:
         """
         if self.reference is None:
             return None
-        found = self.reference()
+        try:
+            found = self.reference()
+        except ProblemError:
+            raise
+        except Exception as error:
+            frame = extract_tb(error.__traceback__)[-1]
+            raise ProblemError(
+                f"reference: it failed ({Path(frame.filename).name}, line {frame.lineno}): {type(error).__name__}: {error}"
+            ) from error
         if not isinstance(found, Reference):
             raise ProblemError(f"reference: expected a Reference; got {type(found).__name__}.")
         if found.points.shape[1] != len(self.coordinates) or not set(found.values) <= set(self.unknowns):
@@ -170,6 +182,9 @@ def _validate(problem: Problem) -> None:
         raise ProblemError(f"{', '.join(twice)}: one name for two things among unknowns, coordinates and parameters.")
     if "n" in names:
         raise ProblemError("Nothing can be called 'n': it is the outward normal.")
+    for name, value in problem.parameters.items():
+        if isinstance(value, str):
+            raise ProblemError(f"Parameter {name!r}: expected a number, or Unknown(...); got the text {value!r}.")
     for name, term in problem.terms.items():
         _validate_term(problem, name, term)
     _validate_exact(problem)
@@ -234,6 +249,8 @@ def _validate_exact(problem: Problem) -> None:
     for name, function in (problem.exact or {}).items():  # type: ignore[union-attr]
         if name not in problem.unknowns:
             raise ProblemError(f"exact: {name!r} is no unknown; the unknowns are {', '.join(problem.unknowns)}.")
+        if not callable(function):
+            raise ProblemError(f"exact {name!r}: expected a function of coordinates; got {function!r}.")
         known = (*problem.coordinates, *problem.parameters)
         for need in parameters_of(function):
             if need not in known:
@@ -275,3 +292,17 @@ def unread(problem: Problem) -> list[str]:
     exact = {need for function in (problem.exact or {}).values() for need in parameters_of(function)}  # type: ignore[union-attr]
     numbers = set(problem.parameters) - set(problem.coefficients)
     return [name for name in (*problem.unknowns, *problem.parameters) if name not in needed | (exact & numbers)]
+
+
+def outside(problem: Problem) -> list[str]:
+    """Which data lies outside the domain, in words: columns may be swapped, or in other units."""
+    found, domain = [], problem.domain
+    for name, term in problem.terms.items():
+        if isinstance(term.where, Data):
+            columns = term.where.columns()
+            x = np.stack([columns[coordinate] for coordinate in problem.coordinates], axis=1)
+            beyond = domain.distance(x) > 1e-6 * np.ptp(domain.bounds, axis=1).max()
+            if beyond.any():
+                first = ", ".join(f"{c}={v:.5g}" for c, v in zip(problem.coordinates, x[beyond.argmax()], strict=True))
+                found.append(f"Term {name!r}: {beyond.sum()} of {len(x)} data points lie outside the domain, first {first}.")
+    return found

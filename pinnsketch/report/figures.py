@@ -23,6 +23,8 @@ RESOLUTION = 161
 """Points along each axis of a map."""
 FEW, FAR = 0.01, 10.0
 """A share of the values at either end; they are one colour if they lie so many times the range of all others beyond it."""
+SPARSE = 12
+"""Fewer steps than that are shown as points too: one alone is no line."""
 WORDS = {"x": "x", "y": "y", "z": "z", "t": "time t"}
 
 
@@ -176,17 +178,21 @@ def _label(name: str) -> str:
     return f"{WORDS.get(name, name)} (dimensionless)"
 
 
+def _dots(history: list[dict[str, Any]]) -> str:
+    return "." if len(history) < SPARSE else ""
+
+
 def losses_figure(solution: Solution) -> Figure | None:
     """Mean square residual of each term, and the relative L2 error where it is known, over the steps."""
     history = solution.history
     if not history:
         return None
-    steps = [row["step"] for row in history]
+    steps, dots = [row["step"] for row in history], _dots(history)
     figure, ((axes,),) = panels(7, 4.2)
     for term in history[0]["losses"]:
-        axes.plot(steps, [row["losses"][term] for row in history], label=f"{term}: mean square residual")
+        axes.plot(steps, [row["losses"][term] for row in history], marker=dots, label=f"{term}: mean square residual")
     if history[0]["error"]:
-        axes.plot(steps, [row["error"]["overall"] for row in history], "k--", label="relative L2 error")
+        axes.plot(steps, [row["error"]["overall"] for row in history], "k--", marker=dots, label="relative L2 error")
     axes.set(yscale=_scale(axes))
     _stages(axes, history)
     axes.set(xlabel="training step", ylabel="mean square, and relative error (dimensionless)")
@@ -204,9 +210,8 @@ def gradients_figure(solution: Solution) -> Figure | None:
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
     for layer, colour in zip(layers, colours, strict=True):
         for axes, key in ((top, "gradient_norm"), (middle, "update_ratio"), (bottom, "drift")):
-            axes.plot(
-                steps, [_number(row["layers"].get(layer, {}).get(key)) for row in history], color=colour, label=layer, lw=1
-            )
+            values = [_number(row["layers"].get(layer, {}).get(key)) for row in history]
+            axes.plot(steps, values, marker=_dots(history), color=colour, label=layer, lw=1)
     top.set(yscale=_scale(top), ylabel="gradient norm\n(loss / weight)")
     middle.set(yscale=_scale(middle), ylabel="update / weight\n(dimensionless)")
     bottom.set(ylabel="drift: cosine with\nmean gradient", xlabel="training step", ylim=(-1.05, 1.05))

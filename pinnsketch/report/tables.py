@@ -12,6 +12,9 @@ from rich.table import Table
 
 from pinnsketch.check import TermCheck
 
+SURE = 6
+"""Rounds from which the least and the greatest have the median between them in 95 % of cases: 1 - 2^(1 - n)."""
+
 
 def number(value: Any) -> str:
     """A number with three digits, or a dash."""
@@ -33,6 +36,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     elif guess:
         free = [name for name, off in guess["coefficients"].items() if not isfinite(float(off))]
         most = f"no residual says what {' and '.join(free)} is" if free else f"at most {number(guess['limit'])}"
+        most += ", were the data exact" if metrics.get("measured") and not free else ""
         table.add_row("estimated relative L2 error", f"{number(guess['correction'])}, {most}")
     for name, found in metrics["unknowns"].items():
         off = f", off by {100 * found['relative_error']:.2g} %" if found["relative_error"] is not None else ""
@@ -94,17 +98,22 @@ def kilobytes(count: int | None) -> str:
 
 def check_table(checks: Sequence[TermCheck]) -> Table:
     """Each term: where it holds, what it reads, and what the exact solution leaves of it."""
-    heads = ("term", "on", "points", "reads", "streams", "MB", "residual", "verdict")
+    known = any(c.residual is not None for c in checks)
+    heads = ("term", "on", "points", "reads", "streams", "MB", *(("residual", "verdict") if known else ()))
     table = Table(*heads, box=SIMPLE_HEAD, pad_edge=False)  # fits into 80 columns
     for c in checks:
         colour = "green" if c.verdict == "vanishes" else "red" if not c.ok else "yellow"
         streams = str(c.streams or f"nested, {c.passes} passes")
-        shown = (c.name, c.where, str(c.points), ", ".join(c.reads), streams, f"{c.saved / 1000:.2g}", number(c.residual))
-        table.add_row(*shown, f"[{colour}]{c.verdict}[/]")
-    table.columns[-1].no_wrap, table.columns[-1].min_width = True, 8
+        shown = (c.name, c.where, str(c.points), ", ".join(c.reads), streams, f"{c.saved / 1000:.2g}")
+        table.add_row(*shown, *((number(c.residual), f"[{colour}]{c.verdict}[/]") if known else ()))
+    for column in table.columns[:4]:
+        column.overflow = "fold"
+    if known:
+        table.columns[-1].no_wrap, table.columns[-1].min_width = True, 8
+    last = "residual: the largest that the exact solution leaves" if known else "there is no exact solution to test against"
     table.caption = (
         "streams: values and derivatives carried in one pass, shared by terms on the same points; "
-        "MB: kept by it for 1,000 points; residual: the largest that the exact solution leaves."
+        f"MB: kept by it for 1,000 points; {last}."
     )
     return table
 
@@ -118,7 +127,9 @@ def comparison_table(result: Mapping[str, Any]) -> Table:
     table.add_row("parameters", "identical bit for bit" if result["identical"] else "[red]different[/]", "")
     table.add_row("time per step", f"{overhead['median']:.3f} x" if overhead["median"] else "-", "1 x")
     if overhead["median"]:
-        table.add_row("  95 % interval", f"{overhead['low']:.3f} to {overhead['high']:.3f} ({overhead['rounds']} rounds)", "")
+        few = overhead["rounds"] < SURE
+        words = f"{overhead['low']:.3f} to {overhead['high']:.3f} ({overhead['rounds']} rounds{', too few' if few else ''})"
+        table.add_row("  least to greatest" if few else "  95 % interval", words, "")
     table.add_row("monitor memory", f"{result['monitor']['bytes']:,} bytes", "0 bytes")
     if result["chosen"]:
         table.caption = f"chosen once, for both: {escape(result['chosen'].splitlines()[0])}"
@@ -131,7 +142,9 @@ def folders_table(result: Mapping[str, Any]) -> Table:
     table = Table("", *(run["folder"] for run in runs))
     for label, key in (("outcome", "outcome"), ("seconds", "seconds"), ("steps", "steps"), ("loss", "loss")):
         table.add_row(label, *(number(run[key]) for run in runs))
-    table.add_row("relative L2 error", *(number((run["relative_l2"] or {}).get("overall")) for run in runs))
+    table.add_row("relative L2 error", *(number((run.get("relative_l2") or {}).get("overall")) for run in runs))
+    for label, key in (("  as estimated", "correction"), ("  at most", "limit")):
+        table.add_row(label, *(number((run.get("estimate") or {}).get(key)) for run in runs))
     table.add_row("findings", *(str(len(run["monitor"]["findings"])) for run in runs))
     table.add_row("parameters", "identical bit for bit" if result["identical"] else "different", "")
     return table
