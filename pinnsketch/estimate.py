@@ -54,6 +54,9 @@ STEP = 1e-4
 """Half the width of a difference that stands for a slope, on a domain scaled to [-1, 1]."""
 CUT, SURE = 1e-13, 1e-7
 """Pivots of A count from this share of the greatest on: for the correction, and for C."""
+COARSE, GROWS = 100.0, 10.0
+"""C has no bound if it is so many times greater than with pivots that count from so many times that share on: it would go on
+growing with them. Where an error is determined by its residual the two are alike."""
 
 
 @dataclass(frozen=True)
@@ -335,10 +338,15 @@ class _Space:
         return found
 
     def stability(self, columns: list[tuple[list[int], Tensor]]) -> float:
-        """The greatest |e| over |A v|, |e| the root mean square of what `columns` make of v."""
-        k, whole = self._rank(SURE), np.zeros((len(self._order),) * 2)
+        """The greatest |e| over |A v|, |e| the root mean square of what `columns` make of v; infinite if it has no bound."""
+        whole = np.zeros((len(self._order),) * 2)
         for own, values in columns:
             whole[np.ix_(own, own)] += (values.T @ values / len(values)).double().cpu().numpy()
+        found, coarse = (self._greatest(whole, self._rank(cut)) for cut in (SURE, COARSE * SURE))
+        return found if found <= GROWS * coarse else inf
+
+    def _greatest(self, whole: np.ndarray, k: int) -> float:
+        """The same with the first k pivots; |e|^2 is the quadratic form of `whole`."""
         mass, t = whole[np.ix_(self._order[:k], self._order[:k])], self._t[:k, :k]
         half = solve_triangular(t, solve_triangular(t, mass, trans="T").T, trans="T")
         return float(eigh(half, eigvals_only=True, subset_by_index=[k - 1, k - 1])[0] ** 0.5)

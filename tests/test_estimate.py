@@ -43,6 +43,28 @@ def test_of_a_linear_problem_any_error_however_large_is_found(name):
     assert true <= found.limit <= 1.2 * true
 
 
+SQUARE, TIME = Box(x=(0, 1), y=(0, 1)), Box(x=(0, 1), t=(0, 1))
+UNDETERMINED = {
+    "no condition on two sides": {
+        "laplace": Term(SQUARE.interior, lambda u: u.xx + u.yy),
+        "sides": Term(SQUARE.sides("x"), lambda u, x: u - x),
+    },
+    "slopes alone": {
+        "laplace": Term(SQUARE.interior, lambda u: u.xx + u.yy),
+        "sides": Term(SQUARE.boundary, lambda u, n: u.n - n[:, :1]),
+    },
+    "no start": {"heat": Term(TIME.interior, lambda u: u.t - u.xx / 10), "ends": Term(TIME.sides("x"), lambda u: u)},
+}
+
+
+@pytest.mark.parametrize("name", UNDETERMINED)
+def test_where_a_problem_has_other_solutions_there_is_no_limit(name):
+    terms = UNDETERMINED[name]
+    trial, task = untrained(Problem(terms[next(iter(terms))].where.shape, "u", terms))
+    found = estimate(trial, task)
+    assert found.stability == found.limit == float("inf")
+
+
 def test_of_a_problem_with_a_coefficient_that_varies_the_error_is_found():
     domain = Disk(radius=2) - Disk(radius=1)
 
@@ -101,7 +123,8 @@ def test_where_nothing_has_been_solved_yet_the_error_is_all_of_the_solution():
     found = estimate(trial, Collocation(shipped("poisson")))
     assert found.correction == pytest.approx(1, abs=1e-6)
     assert 1 <= found.limit < 2
-    nothing = Problem(Box(x=(0, 1)), "u", {"same": Term(Box(x=(0, 1)).interior, lambda u: u.x + u)})
+    line = Box(x=(0, 1))
+    nothing = Problem(line, "u", {"law": Term(line.interior, lambda u: u.x + u), "start": Term(line.side(x=0), lambda u: u)})
     assert estimate(Trial(curve([0.0], 0.0, 0.0, 0.0)), Collocation(nothing)).limit == 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -36,6 +36,8 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     elif guess:
         free = [name for name, off in guess["coefficients"].items() if not isfinite(float(off))]
         most = f"no residual says what {' and '.join(free)} is" if free else f"at most {number(guess['limit'])}"
+        if not free and guess.get("stability") in (inf, "inf"):
+            most = "but other solutions leave hardly more of the residuals: is a condition missing?"
         most += ", were the data exact" if metrics.get("measured") and not free else ""
         table.add_row("estimated relative L2 error", f"{number(guess['correction'])}, {most}")
     for name, found in metrics["unknowns"].items():
