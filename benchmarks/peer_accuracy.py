@@ -453,6 +453,7 @@ PEERS: dict[str, tuple[str, Callable[..., None], dict[str, Any], Callable[[str, 
 """By name: what must be installed, what trains, its options, and why it does not take a problem."""
 LEFT_OUT = {
     "Poisson 100D": "a step of nested derivatives takes minutes on two cores",
+    "wave, c = 2, held ends": "the same equation with an ansatz",
     "cavity, Re 100, smooth lid": "the lid that jumps stands for both",
     "cavity, Re 100, enriched": "the same flow with patches that know its corners",
     "cavity, Re 1000, enriched": "the same",

@@ -87,7 +87,7 @@ def test_it_trains_by_every_kind_of_method_and_what_it_holds_stays(tmp_path):
         assert solution.estimate["correction"] == pytest.approx(solution.error["overall"], rel=0.5)
     solution.save(tmp_path / "m.pt")
     again = Solution.load(tmp_path / "m.pt", problem=hard)
-    assert again(x=0.3, y=0.2) == solution(x=0.3, y=0.2)
+    assert float(again(x=0.3, y=0.2)) == pytest.approx(float(solution(x=0.3, y=0.2)), rel=1e-12)  # maybe on a GPU
     with pytest.raises(Exception, match="trained with an ansatz or an enrichment: give its problem"):
         Solution.load(tmp_path / "m.pt")
 
