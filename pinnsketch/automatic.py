@@ -54,6 +54,8 @@ MORE = 1.5
 """Residuals to a parameter on a GPU, where there is room for them."""
 PRODUCTS = {"cpu": 2e10, "cuda": 2e12}
 """What a device multiplies in about a second, the longest that a step of the natural gradient may take."""
+PLACING = ("interior", "boundary", "terms", "draw", "resample")
+"""What can be said of points that leaves none of it to be chosen."""
 
 
 class Candidate(NamedTuple):
@@ -111,7 +113,7 @@ def choose(
     linear = each and not trial.raw and Weights(task, trial, [*last(trial.network).parameters()]).affine(batch)
     size = sum(p.numel() for p in parameters)
     trained = _trained(task.problem, linear, network, device, size)
-    points = config.points if config.points != PointsConfig() else PointsConfig(**trained.choice["points"])
+    points = config.points if _placed(config.points) else PointsConfig(**trained.choice["points"])
     if not each or _products(size, _residuals(task.problem, points)) > PRODUCTS[device]:
         why = f"there are {size:,} parameters" if each else "residuals give no Jacobian row for each point, or slowly"
         why = "others need one precision throughout" if mixed else why
@@ -252,6 +254,11 @@ def _filled(config: RunConfig, choice: dict[str, Any]) -> RunConfig:
     given = config.model_dump()
     train = {key: value for key, value in given["train"].items() if key != "schedule"}
     network = choice.get("network", {}) if config.network == NetworkConfig() else {}
-    points = choice.get("points", {}) if config.points == PointsConfig() else {}
+    points = {} if _placed(config.points) else choice.get("points", {})
     chosen = {"points": {**given["points"], **points}, "train": {**train, **choice["train"]}}
     return make_config({**given, **chosen, "network": network or given["network"]})
+
+
+def _placed(points: PointsConfig) -> bool:
+    """Whether a user has said how many points there are, or how they are drawn."""
+    return any(getattr(points, word) != getattr(PointsConfig(), word) for word in PLACING)

@@ -173,7 +173,9 @@ def _compare_monitor(config: str, place: Callable[[], Path], as_json: bool) -> N
     from pinnsketch.solve import Comparison
 
     settings, folder = find_config(config)
-    comparison = Comparison(load_problem(find_problem(settings.problem, folder), settings.parameters), settings)
+    problem = load_problem(find_problem(settings.problem, folder), settings.parameters)
+    with _choosing(quiet=as_json or bool(settings.train.schedule)):
+        comparison = Comparison(problem, settings)
     target = place()  # only now: what cannot be compared leaves no folder
     with interruptible() as asked, Display(comparison.watched.total, quiet=as_json) as display:
         for steps in comparison:

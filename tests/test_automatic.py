@@ -231,6 +231,12 @@ def test_slabs_of_features_are_tried_of_what_is_not_linear_where_there_are_no_pa
     assert tried == [("features", 250), ("features", 500, 8)]
 
 
+def test_how_errors_are_measured_says_nothing_of_the_points_that_are_trained_on(monkeypatch):
+    found, *_ = chosen(shipped("heat"), monkeypatch, points={"test": 300, "chunk": 500})
+    assert (found.points.test, found.points.chunk) == (300, 500)
+    assert found.points.interior == chosen(shipped("heat"), monkeypatch)[0].points.interior != 1000
+
+
 def test_what_the_user_has_set_is_left_as_it_is(monkeypatch):
     points = {"interior": 123, "boundary": 45}
     given = {"network": {"width": 9}, "points": points, "train": {"seed": 3, "log": 7}}
