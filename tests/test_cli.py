@@ -267,6 +267,7 @@ def test_a_comparison_of_few_rounds_has_no_interval(rounds, words):
         "seconds": {"with": 1.0, "without": 1.0},
         "identical": True,
         "monitor": {"bytes": 1},
+        "chosen": "",
     }
     assert f"  {words}" in [*comparison_table(result).columns[0].cells]
 

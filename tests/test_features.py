@@ -387,7 +387,7 @@ def test_singular_functions_of_a_corner_are_worth_digits_and_are_asked_for_when_
         errors[enriched] = solution.error["overall"]
     assert errors[True] < 1e-9 < 1e-4 < errors[False]
     found[True].save(tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="was trained with an enrichment: give its problem"):
+    with pytest.raises(ValueError, match="was trained with an ansatz or an enrichment: give its problem"):
         Solution.load(tmp_path / "model.pt")
     loaded = Solution.load(tmp_path / "model.pt", problem=load_problem(PROBLEMS / "poisson_l_shape.py", {"enriched": True}))
     assert loaded(x=-0.3, y=0.4) == found[True](x=-0.3, y=0.4)

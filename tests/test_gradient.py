@@ -179,6 +179,16 @@ def test_what_cannot_be_compiled_or_comes_out_wrong_is_not_used_and_noted_once(c
     assert gradient.notes == [f"{SLOWER}{why})."]
 
 
+def test_what_a_point_keeps_is_the_same_however_few_points_a_term_has():
+    terms = {
+        "values": Term(SQUARE.interior, lambda u, x: u - x, points=40),
+        "pin": Term(Data({"x": [0.5], "y": [0.5]}), lambda u, x: u - x),
+    }
+    trial, task = made(terms)
+    many, one = (task.plan(trial, block).saved for block in task.batch())
+    assert many <= one <= 1.05 * many  # and not the weights of the network besides
+
+
 @pytest.mark.parametrize("chunk", [20, 5])
 def test_auto_compiles_each_shape_once_where_the_work_repays_it(chunk, monkeypatch):
     trial, task = made(lambda u: laplacian(u), chunk=chunk)

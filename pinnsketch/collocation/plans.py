@@ -123,7 +123,7 @@ class Plans:
             nested = Nested(trial.network, few.x.to(trial.dtype))
             self.residuals.evaluate_all(trial, few, nested)
             plan = Plan(apart=apart, why=why, passes=nested.passes)
-        return replace(plan, saved=saved_bytes(lambda: self.residuals.at(trial, few, plan), parameters=True) // len(few.x))
+        return replace(plan, saved=saved_bytes(lambda: self.residuals.at(trial, few, plan)) // len(few.x))
 
 
 @contextmanager

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 
-def saved_bytes(function: Callable[[], Any], parameters: bool = False) -> int:
-    """Bytes that a function keeps for its reverse pass: each storage once, those of parameters only if they are asked for."""
+def saved_bytes(function: Callable[[], Any]) -> int:
+    """Bytes that a function keeps for its reverse pass: each storage once, and none of parameters, which are there anyway."""
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        if parameters or not any(isinstance(owner, nn.Parameter) for owner in (tensor, tensor._base)):
+        if not any(isinstance(owner, nn.Parameter) for owner in (tensor, tensor._base)):
             kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
         return tensor
 
