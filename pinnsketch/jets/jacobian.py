@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,6 +27,8 @@ class Jacobian:
     def __init__(self, blocks: Sequence[tuple[Tensor, Mapping[int, Outer]]], shapes: Sequence[torch.Size]) -> None:
         self._blocks, self._like = [block for _, block in blocks], blocks[0][0]
         self._rows, self._sizes, self._shapes = [len(r) for r, _ in blocks], [shape.numel() for shape in shapes], shapes
+        self.held: Tensor | None = None
+        """All entries, where a kernel was made of them."""
 
     @property
     def blocks(self) -> list[Mapping[int, Outer]]:
@@ -38,13 +39,14 @@ class Jacobian:
     def shape(self) -> tuple[int, int]:
         return sum(self._rows), sum(self._sizes)
 
-    @cached_property
-    def held(self) -> Tensor | None:
-        """All entries, where they are few, and a kernel by channels would spare little: layers that are narrow."""
+    def _hold(self) -> Tensor | None:
+        """Hold all entries, where they are few, and a kernel by channels would spare little: layers that are narrow."""
         sizes = [(n * n, outer) for n, block in zip(self._rows, self._blocks, strict=True) for outer in block.values()]
         work, spared = (sum(n * f(outer) for n, outer in sizes) for f in (Outer.by_rows, Outer.spared))
         rows, columns = self.shape
-        return self.dense() if rows * columns <= HELD and spared <= SPARED * work else None
+        if self.held is None and rows * columns <= HELD and spared <= SPARED * work:
+            self.held = self.dense()
+        return self.held
 
     def dense(self) -> Tensor:
         """All entries, `(N, P)`."""
@@ -74,8 +76,9 @@ class Jacobian:
 
     def gram(self) -> Tensor:
         """J J^T, `(N, N)`."""
-        if self.held is not None:
-            return rows_by_rows(self.held)
+        held = self._hold()
+        if held is not None:
+            return rows_by_rows(held)
         blocks, found = list(zip(self._rows, self._blocks, strict=True)), dict[tuple[int, int], Tensor]()
         for i, a in enumerate(blocks):
             for j, b in enumerate(blocks[i:], start=i):
@@ -85,10 +88,10 @@ class Jacobian:
 
     def normal(self) -> Tensor:
         """J^T J, `(P, P)`, of rows that are made piece by piece."""
-        size = self.shape[1]
+        size, held = self.shape[1], self._hold()
         found = self._zeros(size, size)
-        if self.held is not None:
-            add_columns_by_columns(found, self.held)
+        if held is not None:
+            add_columns_by_columns(found, held)
             return _mirrored(found)
         for n, block in zip(self._rows, self._blocks, strict=True):
             points = next((outer.g.shape[2] for outer in block.values()), n)
