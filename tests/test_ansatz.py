@@ -23,7 +23,7 @@ def poisson(**ansatz):
     return Problem(SQUARE, "u", terms, {"k": 2.0}, ansatz=ansatz)
 
 
-def held(u, x, y, k):
+def held(k, u, x, y):
     return k * x * y + sin(x) * (1 - x) * y * (1 - y) * u
 
 
@@ -41,7 +41,7 @@ def test_the_solution_is_what_the_ansatz_makes_of_the_network(stages):
     if stages == 2:
         shaped.begin(1), plain.begin(1)
     x, y = TWO.split(1, 1)
-    torch.testing.assert_close(shaped(TWO), held(plain(TWO), x, y, 2.0), rtol=1e-14, atol=0)
+    torch.testing.assert_close(shaped(TWO), held(2.0, plain(TWO), x, y), rtol=1e-14, atol=0)
     torch.testing.assert_close(shaped(TWO[1:])[:, 0], torch.tensor([0.0, 1.4], dtype=torch.float64), rtol=1e-15, atol=0)
 
 
@@ -143,3 +143,18 @@ def test_auto_trains_a_network():
     solution = solve(problem, train={"method": "auto", "until": 0.5})
     assert "natural gradient" in solution.metrics["chosen"]
     assert float(solution(x=1.0, y=0.5)) == pytest.approx(1.0, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda u, x: x.missing() * u, r"ansatz u: it failed \(test_ansatz.py, line \d+\): AttributeError: .*'missing'"),
+        (lambda u: u.sum(1), r"ansatz u: expected one value a point, \(\d+, 1\), as it receives them; got shape \(\d+,\)"),
+        (lambda u: 1.0, r"ansatz u: expected one value a point, .* got float"),
+    ],
+    ids=["fails", "wrong shape", "a number"],
+)
+def test_one_that_fails_or_has_the_wrong_shape_is_named(function, message):
+    size = {"network": {"width": 6, "depth": 2}, "points": {"interior": 20, "boundary": 8}}
+    with pytest.raises(ProblemError, match=message):
+        solve(poisson(u=function), train={"method": "adam", "steps": 2}, **size)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
+from inspect import unwrap
 from pathlib import Path
 from traceback import extract_tb
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from pinnsketch.ansatz import Ansatz
 from pinnsketch.geometry.shape import Region, Shape
+from pinnsketch.jets import NoRule
 from pinnsketch.problem.data import Data
 from pinnsketch.problem.error import ProblemError
 from pinnsketch.problem.reference import Reference
@@ -102,10 +105,7 @@ class Problem:
         except ProblemError:
             raise
         except Exception as error:
-            frame = extract_tb(error.__traceback__)[-1]
-            raise ProblemError(
-                f"reference: it failed ({Path(frame.filename).name}, line {frame.lineno}): {type(error).__name__}: {error}"
-            ) from error
+            raise ProblemError(f"reference: {_failed(self.reference, error)}") from error
         if not isinstance(found, Reference):
             raise ProblemError(f"reference: expected a Reference; got {type(found).__name__}.")
         if found.points.shape[1] != len(self.coordinates) or not set(found.values) <= set(self.unknowns):
@@ -129,7 +129,7 @@ class Problem:
     @property
     def shaping(self) -> Ansatz | None:
         """The ansatz as a module, or None."""
-        functions = {name: (function, parameters_of(function)) for name, function in self.ansatz.items()}
+        functions = {name: (_checked(name, function), parameters_of(function)) for name, function in self.ansatz.items()}
         return Ansatz(functions, self.unknowns, self.coordinates, self.numbers) if functions else None
 
     @property
@@ -284,6 +284,32 @@ def _validate_ansatz(problem: Problem) -> None:
                 raise ProblemError(f"ansatz {name}: it asks for {need!r}; it may ask for {', '.join(known)}.")
         if not {*needs} & {*problem.unknowns}:
             raise ProblemError(f"ansatz {name}: it asks for no unknown, so that no network could change it.")
+
+
+def _checked(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of an ansatz that says what is wrong with it."""
+
+    def checked(**given: Any) -> Tensor:
+        try:
+            found = function(**given)
+        except NoRule:
+            raise
+        except Exception as error:
+            raise ProblemError(f"ansatz {name}: {_failed(function, error)}") from error
+        expected = tuple(next(value.shape for value in given.values() if hasattr(value, "shape")))
+        if tuple(getattr(found, "shape", ())) != expected:
+            got = f"shape {tuple(found.shape)}" if hasattr(found, "shape") else type(found).__name__
+            raise ProblemError(f"ansatz {name}: expected one value a point, {expected}, as it receives them; got {got}.")
+        return found
+
+    return checked
+
+
+def _failed(function: Callable[..., Any], error: Exception) -> str:
+    """Where it failed, in its own file if it got that far, and why."""
+    lines, code = extract_tb(error.__traceback__), getattr(unwrap(function), "__code__", None)
+    line = next((line for line in reversed(lines) if code and line.filename == code.co_filename), lines[-1])
+    return f"it failed ({Path(line.filename).name}, line {line.lineno}): {type(error).__name__}: {error}"
 
 
 def unread(problem: Problem) -> list[str]:
