@@ -158,3 +158,10 @@ def test_one_that_fails_or_has_the_wrong_shape_is_named(function, message):
     size = {"network": {"width": 6, "depth": 2}, "points": {"interior": 20, "boundary": 8}}
     with pytest.raises(ProblemError, match=message):
         solve(poisson(u=function), train={"method": "adam", "steps": 2}, **size)
+
+
+def test_one_that_differs_between_the_ends_of_a_periodic_coordinate_is_refused():
+    ring = Box(x=(0, 1), t=(0, 1), periodic="x")
+    problem = Problem(ring, "u", {"law": Term(ring.interior, lambda u: u.t)}, ansatz={"u": lambda u, x: x * u})
+    with pytest.raises(ProblemError, match=r"The network is not periodic in x, as the domain is\. Let its ansatz be so too"):
+        solve(problem, network={"width": 6, "depth": 2}, train={"method": "adam", "steps": 2})

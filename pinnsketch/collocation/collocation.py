@@ -309,7 +309,8 @@ class Collocation:
                 f"The network has {outputs} outputs; the problem has {len(self.problem.unknowns)} unknowns "
                 f"({', '.join(self.problem.unknowns)})."
             )
-        self._expect_periodic("The network", lambda x: trial(x.to(trial.dtype)), "Begin it with Periodic.of(domain)")
+        advice = "Let its ansatz be so too" if self.problem.ansatz else "Begin it with Periodic.of(domain)"
+        self._expect_periodic("The network", lambda x: trial(x.to(trial.dtype)), advice)
         for name in self.known:
             self._expect_periodic(f"exact {name!r}", partial(self.exact, name), "Look at its formula, and at the ends")
         batch = self.batch()

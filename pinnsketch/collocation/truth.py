@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pinnsketch.collocation.residuals import failure
 from pinnsketch.points import draw
-from pinnsketch.problem import Problem, ProblemError, parameters_of
+from pinnsketch.problem import Problem, ProblemError, failure, parameters_of
 from pinnsketch.trial import Trial
 
 TEST_SEED = 271828

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
-from inspect import unwrap
 from pathlib import Path
-from traceback import extract_tb
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from pinnsketch.ansatz import Ansatz
 from pinnsketch.geometry.shape import Region, Shape
 from pinnsketch.jets import NoRule
 from pinnsketch.problem.data import Data
-from pinnsketch.problem.error import ProblemError
+from pinnsketch.problem.error import ProblemError, failure
 from pinnsketch.problem.reference import Reference
 from pinnsketch.problem.term import Term, Unknown, parameters_of, spread
 
@@ -105,7 +103,7 @@ class Problem:
         except ProblemError:
             raise
         except Exception as error:
-            raise ProblemError(f"reference: {_failed(self.reference, error)}") from error
+            raise ProblemError(f"reference: it failed ({failure(self.reference, error)}") from error
         if not isinstance(found, Reference):
             raise ProblemError(f"reference: expected a Reference; got {type(found).__name__}.")
         if found.points.shape[1] != len(self.coordinates) or not set(found.values) <= set(self.unknowns):
@@ -295,7 +293,7 @@ def _checked(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor
         except NoRule:
             raise
         except Exception as error:
-            raise ProblemError(f"ansatz {name}: {_failed(function, error)}") from error
+            raise ProblemError(f"ansatz {name}: it failed ({failure(function, error)}") from error
         expected = tuple(next(value.shape for value in given.values() if hasattr(value, "shape")))
         if tuple(getattr(found, "shape", ())) != expected:
             got = f"shape {tuple(found.shape)}" if hasattr(found, "shape") else type(found).__name__
@@ -303,13 +301,6 @@ def _checked(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor
         return found
 
     return checked
-
-
-def _failed(function: Callable[..., Any], error: Exception) -> str:
-    """Where it failed, in its own file if it got that far, and why."""
-    lines, code = extract_tb(error.__traceback__), getattr(unwrap(function), "__code__", None)
-    line = next((line for line in reversed(lines) if code and line.filename == code.co_filename), lines[-1])
-    return f"it failed ({Path(line.filename).name}, line {line.lineno}): {type(error).__name__}: {error}"
 
 
 def unread(problem: Problem) -> list[str]:
